@@ -1,0 +1,82 @@
+"""What every committed notebook promises, whatever it teaches."""
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = [
+    path for path in sorted(ROOT.glob("nbs/**/*.ipynb")) if ".ipynb_checkpoints" not in path.parts
+]
+LARGEST = 100_000  # bytes of one figure
+MACHINE_PATH = re.compile(
+    r"""(?<![\w.~/-])  # neither the middle of a relative path nor of an address
+    (/(home|root|Users|tmp|work|opt|mnt|private|var)/\w | [A-Z]:\\{1,2}\w)""",
+    re.VERBOSE,
+)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def notebook(request: pytest.FixtureRequest) -> Any:
+    return nbformat.read(request.param, as_version=4)
+
+
+def outputs(notebook: Any) -> Iterator[tuple[int, Any]]:
+    """Each output with the number of its cell."""
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            yield index, output
+
+
+def texts(notebook: Any) -> Iterator[tuple[int, str]]:
+    """Each source and each text among the outputs, with the number of its cell."""
+    for index, cell in enumerate(notebook.cells):
+        yield index, cell.source
+    for index, output in outputs(notebook):
+        yield index, output.get("text", "")
+        for kind, content in output.get("data", {}).items():
+            if kind.startswith("text/"):
+                yield index, content
+
+
+def test_there_are_notebooks() -> None:
+    assert ROOT / "nbs" / "index.ipynb" in NOTEBOOKS
+
+
+def test_no_widget_state(notebook: Any) -> None:
+    assert "widgets" not in notebook.metadata
+
+
+def test_no_errors(notebook: Any) -> None:
+    assert [index for index, output in outputs(notebook) if output.output_type == "error"] == []
+
+
+def test_figures_are_small(notebook: Any) -> None:
+    sizes = [
+        (index, kind, len(base64.b64decode(content)))
+        for index, output in outputs(notebook)
+        for kind, content in output.get("data", {}).items()
+        if kind in ("image/png", "image/jpeg")
+    ]
+    assert [figure for figure in sizes if figure[2] >= LARGEST] == []
+
+
+def test_no_machine_paths(notebook: Any) -> None:
+    found = [(index, match[0]) for index, text in texts(notebook)
+             for match in MACHINE_PATH.finditer(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("text", ["open('/home/x')", "at /tmp/run1", r"C:\Users", "=/root/a"])
+def test_machine_paths_are_recognised(text: str) -> None:
+    assert MACHINE_PATH.search(text)
+
+
+@pytest.mark.parametrize("text", ["https://x.org/home/a", "data/tmp/x", "~/work/x", "in/out/opt"])
+def test_other_paths_are_not(text: str) -> None:
+    assert not MACHINE_PATH.search(text)
