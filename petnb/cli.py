@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -32,7 +33,7 @@ def read_data(
     "The images that the arguments mean."
     from petnb.data import ImageData
 
-    options = {"batch_size": arguments.batch_size, "seed": arguments.seed, "workers": arguments.workers}
+    options = {name: getattr(arguments, name) for name in ("batch_size", "seed", "workers")}
     if arguments.data is None:
         return ImageData.drawn_pets(size=arguments.size or 128, **options)
     options["size"] = arguments.size or 224
@@ -160,7 +161,7 @@ def add_train(commands: Any) -> None:
     add("--backbone", default="lite0", help="any timm name; lite0 (default) needs no download")
     add("--head", default="linear", choices=["linear", "fastai"], help="default: linear")
     add("--size", type=int, help="side of the square in pixels (default: 224; drawn pets 128)")
-    add("--batch-size", type=int, default=64, help="images in one step (default: 64)")
+    add("--batch-size", type=int, default=32, help="images in one step (default: 32)")
     add("--epochs", type=int, default=4, help="epochs for the head alone (default: 4)")
     add("--lr", type=float, default=3e-3, help="highest rate of the head (default: 0.003)")
     add("--fine-tune-epochs", type=int, default=2, help="epochs for everything (default: 2)")
@@ -204,6 +205,8 @@ def main(
 ) -> int:  # Exit code: 0 is success
     "Run the command."
     parsed = make_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # Each line is seen at once, in a log too
     try:
         parsed.run(parsed)
     except KeyboardInterrupt:

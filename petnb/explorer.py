@@ -16,10 +16,10 @@ import pandas as pd
 from PIL import Image
 
 from .data import open_image, show_images
-from .interpretation import Interpretation
+from .interpretation import Interpretation, caption
 
 # %% auto #0
-__all__ = ['ORDERS', 'ANY', 'select', 'thumbnail', 'in_status_line', 'Explorer', 'caption', 'Cell']
+__all__ = ['ORDERS', 'ANY', 'select', 'thumbnail', 'in_status_line', 'Explorer', 'Cell']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 ORDERS = {  # What people sort by: a column, and whether it ascends
@@ -155,22 +155,16 @@ class Explorer:
 
     def picture(self) -> np.ndarray:
         "The page as a figure, for readers without a kernel."
-        rows = list(self.on_page().itertuples())
-        return show_images([row.path for row in rows], [caption(row) for row in rows], self.columns)
+        page = self.on_page()
+        captions = [caption(row) for row in page.itertuples()]
+        return show_images(list(page["path"]), captions, self.columns)
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        display(self.widget)
+        display(self.widget)  # type: ignore[no-untyped-call]
 
 # %% ../nbs/08_explorer.ipynb #b2e5c3cf
-def caption(
-    row: Any,  # A row of the table, as `itertuples` gives it
-) -> str:
-    "Prediction, actual class, loss and the actual class's probability, in three lines."
-    return f"{row.prediction}\n{row.actual}\n{row.loss:.2f} / {row.probability:.2f}"
-
-
 class Cell:
     "One place of the grid: a thumbnail and three lines of text."
 

@@ -78,8 +78,9 @@ class Predictor:
         found = []
         starts = range(0, len(images), batch_size)
         for start in progress_bar(starts, "predicting"):
-            batch = [self.transform(as_image(image)) for image in images[start : start + batch_size]]
-            logits = self.model(self.normalize(torch.stack(batch).to(self.device)))
+            some = images[start : start + batch_size]
+            batch = torch.stack([self.transform(as_image(image)) for image in some])
+            logits = self.model(self.normalize(batch.to(self.device)))
             found.append(logits.float().softmax(dim=1).cpu())
         return torch.cat(found)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from petnb.explorer import Explorer
 
 # %% auto #0
-__all__ = ['Interpretation', 'from_logits', 'interpret', 'plot_top_losses', 'plot_confusion_matrix']
+__all__ = ['Interpretation', 'from_logits', 'interpret', 'caption', 'plot_top_losses', 'plot_confusion_matrix']
 
 # %% ../nbs/07_interpretation.ipynb #c262fc96
 @dataclass
@@ -40,7 +40,7 @@ class Interpretation:
     @property
     def predictions(self) -> np.ndarray:
         "n: the class with the highest probability."
-        return self.probs.argmax(axis=1)
+        return np.asarray(self.probs.argmax(axis=1))
 
     @property
     def accuracy(self) -> float:
@@ -73,7 +73,8 @@ class Interpretation:
 
     def confusion_matrix(self) -> np.ndarray:
         "Classes x classes: how often the actual class (row) was called this (column)."
-        return confusion_matrix(self.targets, self.predictions, labels=range(len(self.vocab)))  # type: ignore[no-any-return]
+        classes = range(len(self.vocab))
+        return np.asarray(confusion_matrix(self.targets, self.predictions, labels=classes))
 
     def most_confused(self, min_val: int = 1) -> list[tuple[str, str, int]]:
         "(actual, predicted, count) of mistakes made `min_val` times or more, largest first."
@@ -127,17 +128,22 @@ def interpret(
     return from_logits(logits, targets, learn.data.on_side(split), learn.data.vocab)
 
 # %% ../nbs/07_interpretation.ipynb #6bcd937c
+def caption(
+    row: Any,  # A row of the table, as `itertuples` gives it
+) -> str:
+    "Prediction, actual class, loss and the actual class's probability, in three lines."
+    return f"{row.prediction}\n{row.actual}\n{row.loss:.2f} / {row.probability:.2f}"
+
+
 def plot_top_losses(
     interp: Interpretation,  # From `interpret`
     k: int = 9,  # How many images
 ) -> np.ndarray:  # The axes, one an image
     "The worst mistakes: prediction / actual / loss / probability of the actual class."
     top = interp.top_losses(k)
-    titles = [
-        f"{row.prediction}\n{row.actual}\n{row.loss:.2f} / {row.probability:.2f}"
-        for row in top.itertuples()
-    ]
-    colors = ["#b3392f" if row.prediction != row.actual else "black" for row in top.itertuples()]
+    titles = [caption(row) for row in top.itertuples()]
+    wrong = top["prediction"] != top["actual"]
+    colors = ["#b3392f" if mistaken else "black" for mistaken in wrong]
     axes = show_images(list(top["path"]), titles, columns=min(k, 5), size=2, colors=colors)
     figure = axes.flat[0].figure
     figure.suptitle("prediction / actual / loss / probability of the actual class", fontsize=9)
@@ -153,7 +159,7 @@ def plot_confusion_matrix(
 
     counts = interp.confusion_matrix()
     n, side = len(counts), 2 + 0.28 * len(counts)
-    _, axes = plt.subplots(figsize=(side, side))
+    figure, axes = plt.subplots(figsize=(side, side))
     right = np.eye(n, dtype=bool)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.where(right, share, np.nan), cmap="Blues", vmin=0, vmax=1.5)
@@ -163,5 +169,5 @@ def plot_confusion_matrix(
     axes.set_xticks(range(n), interp.vocab, rotation=90, parse_math=False)
     axes.set_yticks(range(n), interp.vocab, parse_math=False)
     axes.set(xlabel="predicted", ylabel="actual", title=f"accuracy {interp.accuracy:.1%}")
-    axes.figure.tight_layout()
+    figure.tight_layout()
     return axes

@@ -132,7 +132,7 @@ def create_optimizer(
             if chosen:
                 parameter_groups.append({"params": chosen, "weight_decay": decay, "depth": depth})
     if not parameter_groups:
-        raise ValueError("nothing trains: all parameters are frozen; call unfreeze() or freeze_to(-1)")
+        raise ValueError("nothing trains: every parameter is frozen; call unfreeze() or freeze()")
     return make(parameter_groups)
 
 # %% ../nbs/03_learner.ipynb #a0957b0e
@@ -225,8 +225,9 @@ class Recorder(Callback):
         self.moms.append([momentum for _, momentum in fit.settings])
 
     def after_epoch(self, fit: Fit) -> None:
-        mean_loss = np.average(self.losses[self.first_step :], weights=self.images[self.first_step :])
-        row = {"epoch": len(self.rows), "train_loss": float(mean_loss), **fit.scores}
+        losses, images = self.losses[self.first_step :], self.images[self.first_step :]
+        mean_loss = float(np.average(losses, weights=images))
+        row = {"epoch": len(self.rows), "train_loss": mean_loss, **fit.scores}
         self.rows.append({**row, "seconds": time.perf_counter() - self.started})
 
     @property
@@ -327,12 +328,13 @@ class Progress(Callback):
 
     def show_table(self, history: pd.DataFrame) -> None:
         "Replace the table that the cell shows."
-        from IPython.display import HTML, display
+        from IPython.display import display
 
+        shown = {"text/html": history_table(history), "text/plain": history.to_string(index=False)}
         if self.table is None:
-            self.table = display(HTML(history_table(history)), display_id=True)
+            self.table = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:
-            self.table.update(HTML(history_table(history)))
+            self.table.update(shown, raw=True)
 
     def after_fit(self, fit: Fit) -> None:
         self.bar.close()
@@ -349,7 +351,7 @@ def train_step(
     set_rates(fit.optimizer, fit.settings)
     torch.manual_seed(view_seed(learn.seed, learn.n_steps, 0))
     loss = learn.loss_func(learn.model(learn.prepare(images)), targets.to(learn.device))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     fit.optimizer.step()
     fit.optimizer.zero_grad()
     fit.loss, fit.n_images = loss.item(), len(images)
@@ -448,7 +450,7 @@ class Learner:
         self.device = torch.device(device or default_device())
         self.data, self.loss_func, self.metrics = data, loss_func, tuple(metrics)
         self.optimizer, self.path, self.seed = optimizer, Path(path), seed
-        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Classifier = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
         self.recorder = Recorder()
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
@@ -532,7 +534,8 @@ class Learner:
         return export(self, path)
 
     def __repr__(self) -> str:
-        return f"Learner: {self.model.architecture}, {self.n_epochs} epochs trained, on {self.device}"
+        trained = f"{self.n_epochs} epochs trained"
+        return f"Learner: {self.model.architecture}, {trained}, on {self.device}"
 
 # %% ../nbs/03_learner.ipynb #ec73f2d1
 def default_device() -> str:

@@ -34,7 +34,7 @@ def exponential(
     position: float,  # Share of the way, from 0 to 1
 ) -> float:  # The value in between, at equal ratios
     "From `start` to `end` by equal ratios."
-    return start * (end / start) ** position
+    return float(start * (end / start) ** position)
 
 # %% ../nbs/04_lr_finder.ipynb #e28b459a
 @contextmanager
@@ -201,15 +201,16 @@ class FinderResult:
 
     def part(self) -> tuple[np.ndarray, np.ndarray]:
         "The part of the curve that rules are applied to: finite, without start and explosion."
-        lrs, losses = np.array(self.lrs), np.array(self.losses)
-        finite = int(np.argmin(np.isfinite(losses))) if not np.isfinite(losses).all() else len(losses)
-        return lrs[10:-5][:finite], losses[10:-5][:finite]
+        lrs, losses = np.array(self.lrs)[10:-5], np.array(self.losses)[10:-5]
+        finite = np.isfinite(losses)
+        end = len(losses) if finite.all() else int(finite.argmin())
+        return lrs[:end], losses[:end]
 
     @property
     def suggestions(self) -> dict[str, float]:
         "Rate by the name of the rule; empty if the curve is too short for any."
         lrs, losses = self.part()
-        return {name: rule(lrs, losses) for name, rule in SUGGESTIONS.items()} if len(lrs) > 15 else {}
+        return {name: rule(lrs, losses) for name, rule in SUGGESTIONS.items() if len(lrs) > 15}
 
     @property
     def lr(self) -> float | None:
@@ -246,7 +247,7 @@ def plot_finder(
     if best:
         axes.axvspan(best[0], best[2], color="#e8a33d", alpha=0.25, lw=0)
         axes.axvline(best[1], color="#e8a33d", label=f"half of the fall: {best[1]:.1e}")
-    for (name, lr), marker in zip(found.suggestions.items(), "vs^D", strict=True):
+    for (name, lr), marker in zip(found.suggestions.items(), "vs^D", strict=False):
         axes.plot(lr, np.interp(lr, lrs, losses), marker, label=f"{name}: {lr:.1e}")
     top = float(np.nanmax(found.losses[: max(len(found.losses) // 2, 1)]))
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, 2 * top))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -50,8 +50,11 @@ def linear_head(
     n_features: int,  # Numbers that the backbone gives for an image, after pooling
     n_classes: int,  # Classes to tell apart
 ) -> nn.Sequential:  # From n x n_features to logits, n x n_classes
-    "Features on one scale, then one weight for each feature and class."
-    return nn.Sequential(nn.BatchNorm1d(n_features), nn.Linear(n_features, n_classes))
+    "Each image's features on one scale, then one weight for each feature and class, from zero."
+    linear = nn.Linear(n_features, n_classes)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.LayerNorm(n_features), linear)
 
 # %% ../nbs/02_model.ipynb #70af0a28
 class ConcatPool(nn.Module):
@@ -81,7 +84,7 @@ def fastai_head(
 
 # %% ../nbs/02_model.ipynb #40861427
 def body_depths(
-    body: nn.Module,  # A timm model without its classifier
+    body: Any,  # A timm model without its classifier
 ) -> list[list[str]]:  # Names of parameters, one list a depth, shallow to deep
     "Parameters by depth, as timm's `group_matcher` says; by order of modules where it has none."
     if not hasattr(body, "group_matcher"):
@@ -100,7 +103,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         architecture: str,  # timm's name of the body
-        body: nn.Module,  # A timm model without its classifier
+        body: Any,  # A timm model without its classifier
         n_classes: int,  # Classes to tell apart
         head: HeadName = "linear",  # Kind of head
         train_bn: bool = False,  # Let the body's batch norms update their statistics
@@ -109,16 +112,17 @@ class Classifier(nn.Module):
         self.architecture, self.head_name, self.train_bn = architecture, head, train_bn
         self.body = body
         linear = head == "linear"
-        n_features = int(body.head_hidden_size if linear else body.num_features)  # type: ignore[arg-type]
+        n_features = int(body.head_hidden_size if linear else body.num_features)
         self.head = (linear_head if linear else fastai_head)(n_features, n_classes)
-        self.config: dict[str, Any] = resolve_model_data_config(body)
+        self.config: dict[str, Any] = resolve_model_data_config(body)  # type: ignore[no-untyped-call]
 
     def features(self, images: Tensor) -> Tensor:
         "What the head receives: pooled by timm for the linear head, a feature map for fastai's."
-        found = self.body.forward_features(images)  # type: ignore[operator]
+        body: Any = self.body
+        found = body.forward_features(images)
         if self.head_name == "linear":
-            return self.body.forward_head(found, pre_logits=True)  # type: ignore[operator, no-any-return]
-        return feature_map(found, self.body)
+            return body.forward_head(found, pre_logits=True)  # type: ignore[no-any-return]
+        return feature_map(found, body)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # type: ignore[no-any-return]
@@ -150,7 +154,7 @@ def feature_map(
 ) -> Tensor:  # n x channels x height x width
     "Features with channels first. Raises `TypeError` for bodies that give several maps."
     if not isinstance(features, Tensor):
-        raise TypeError(f"this body gives a {type(features).__name__} of features: use head='linear'")
+        raise TypeError(f"this body gives a {type(features).__name__} of maps: use head='linear'")
     if features.ndim == 3:
         prefix = int(getattr(body, "num_prefix_tokens", 0))
         return features[:, prefix:].transpose(1, 2).unsqueeze(-1)
@@ -158,13 +162,13 @@ def feature_map(
     return features if channels_first else features.permute(0, 3, 1, 2)
 
 # %% ../nbs/02_model.ipynb #7775e150
-def _timm_body(architecture: str, pretrained: bool) -> nn.Module:
+def _timm_body(architecture: str, pretrained: bool) -> Any:
     "A timm model without its classifier. Raises `ConnectionError` if weights cannot be had."
     if not timm.is_model(architecture):
         known = timm.list_models(f"*{architecture}*")[:5] or ["lite0", "resnet34", "convnext_tiny"]
         raise ValueError(f"timm has no backbone {architecture!r}; try one of {known}")
     if pretrained and architecture == LITE0:
-        whole = timm.create_model(architecture)
+        whole: Any = timm.create_model(architecture)
         whole.load_state_dict(packaged_weights(whole), strict=True)
         whole.reset_classifier(0)
         return whole
@@ -174,7 +178,7 @@ def _timm_body(architecture: str, pretrained: bool) -> nn.Module:
         if not pretrained:
             raise
         raise ConnectionError(
-            f"cannot get the pretrained weights of {architecture!r} ({type(error).__name__}: {error}). "
+            f"cannot get the weights of {architecture!r} ({type(error).__name__}: {error}). "
             "Backbone 'lite0' comes with petnb and needs no network; "
             "pretrained=False starts from random weights"
         ) from error

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
@@ -113,7 +112,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def order(self, epoch: int) -> np.ndarray:
         "Positions of the images in the order in which `epoch` sees them."
         positions = np.arange(self.n_images)
-        return np.random.default_rng([self.seed, epoch]).permutation(positions) if self.shuffle else positions
+        if not self.shuffle:
+            return positions
+        return np.random.default_rng([self.seed, epoch]).permutation(positions)
 
     def __len__(self) -> int:
         return math.ceil(self.n_images / self.batch_size)
@@ -155,9 +156,10 @@ def epoch_batches(
     loader: DataLoader[tuple[Tensor, Tensor]],  # A loader that `make_loader` made
 ) -> EpochBatches:  # Its batches, to choose an epoch or to ask for an order
     "The sampler behind a loader. Raises `TypeError` for loaders that are not petnb's."
-    if not isinstance(loader.batch_sampler, EpochBatches):
-        raise TypeError(f"expected a loader made by make_loader, not one over {loader.batch_sampler}")
-    return loader.batch_sampler
+    batches: Any = loader.batch_sampler
+    if not hasattr(batches, "set_epoch"):
+        raise TypeError(f"not a loader made by make_loader: its batches are {batches}")
+    return batches  # type: ignore[no-any-return]
 
 # %% ../nbs/01_transforms.ipynb #90fa70b0
 def show_batch(

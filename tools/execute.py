@@ -8,6 +8,8 @@ that they have.
 """
 
 import argparse
+import base64
+import io
 import os
 import re
 import time
@@ -17,8 +19,11 @@ import nbformat
 from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 from nbdev.config import get_config
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 95_000  # bytes of one figure
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Client(NotebookClient):
@@ -39,6 +44,30 @@ class Client(NotebookClient):
         return await super().async_execute_cell(cell, cell_index, execution_count, store_history)
 
 
+def lasting(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """The output without views of widgets, which need a kernel; None if nothing is left of it."""
+    if "data" not in output:
+        return output
+    views = output.data.pop(WIDGET_VIEW, None)
+    if "image/png" in output.data:
+        output.data["image/png"] = small(output.data["image/png"])
+    return None if views or not any(output.data.values()) else output
+
+
+def small(png: str) -> str:
+    """The same figure in 256 colours, and scaled down as far as it takes to stay under 100 kB."""
+    figure = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    scale = 1.0
+    while True:
+        size = (round(figure.width * scale), round(figure.height * scale))
+        buffer = io.BytesIO()
+        reduced = figure.resize(size, Image.Resampling.LANCZOS)
+        reduced.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        if buffer.tell() < LARGEST:
+            return base64.b64encode(buffer.getvalue()).decode()
+        scale *= 0.9
+
+
 def execute(path: Path, flags: set[str]) -> None:
     """Execute the notebook at `path` in its folder, against this tree's petnb, and save it."""
     skipped = ["eval: *false", *sorted(set(get_config().tst_flags.split()) - flags)]
@@ -54,6 +83,9 @@ def execute(path: Path, flags: set[str]) -> None:
     client.skipped = re.compile(rf"^#\| *({'|'.join(skipped)})\b", re.MULTILINE)
     client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
     notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(lasting, cell.outputs) if output]
     nbformat.write(notebook, path)
     nbdev_clean.__wrapped__(str(path))
 
