@@ -1051,7 +1051,7 @@ def is_drawn(
     todo: Todo,     # What it should hold
 ) -> bool:          # Is it there, complete, and drawn like that?
     "Does `root` hold a complete set?"
-    note = root / "drawn.json"
+    note = root / "images" / "drawn.json"
     if not note.is_file() or note.read_text(encoding="utf-8") != record:
         return False
     return all((root / "images" / f"{breed}_{number}.jpg").is_file() for breed, number in todo)
@@ -1064,24 +1064,25 @@ def draw_pets(
     seed: int = 42,              # Which set, 0 or more: equal seeds give equal pictures
     progress: Callable[[Todo], Todo] | None = None,  # Wraps the drawings, as a progress bar does
 ) -> Path:                       # The folder of the pictures
-    "Draw a set of pictures `<breed>_<number>.jpg`; one that is complete is left as it is."
+    """Draw a set of pictures `<breed>_<number>.jpg`; one that is complete is left as it is.
+    Raises `FileExistsError` for a folder of pictures that petnb did not draw."""
     root, images = Path(root), Path(root) / "images"
     record = json.dumps({"images_per_breed": images_per_breed, "size": size, "seed": seed,
                          "breeds": zlib.crc32(repr(BREEDS).encode())})
     todo = [(breed, number) for breed in BREEDS for number in range(1, images_per_breed + 1)]
     if is_drawn(root, record, todo):
         return images
+    if images.exists() and not (images / "drawn.json").is_file():
+        raise FileExistsError(f"{images} was not drawn by petnb and is left alone: choose another")
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="drawing-", dir=root) as scratch:
-        new, note = Path(scratch) / "images", Path(scratch) / "drawn.json"
+        new = Path(scratch) / "images"
         new.mkdir()
         for breed, number in progress(todo) if progress else todo:
             picture = draw_pet(breed, seed * 100_000 + number, size)
             picture.save(new / f"{breed}_{number}.jpg", quality=90)
-        note.write_text(record, encoding="utf-8")
-        (root / "drawn.json").unlink(missing_ok=True)
+        (new / "drawn.json").write_text(record, encoding="utf-8")
         if images.exists():
             os.replace(images, Path(scratch) / "old")
         os.replace(new, images)
-        os.replace(note, root / "drawn.json")
     return images

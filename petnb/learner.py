@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['Metric', 'Rate', 'MakeOptimizer', 'Schedule', 'FORMAT', 'accuracy', 'error_rate', 'macro_accuracy', 'wilson_interval',
+__all__ = ['Score', 'Rate', 'MakeOptimizer', 'Schedule', 'FORMAT', 'accuracy', 'error_rate', 'macro_accuracy', 'wilson_interval',
            'rates', 'adamw', 'create_optimizer', 'set_rates', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss',
            'plot_lr', 'history_table', 'Progress', 'train_step', 'train_epoch', 'fit', 'get_preds', 'validate',
            'Learner', 'default_device', 'vision_learner', 'header', 'write_model', 'read_header', 'model_file', 'save',
            'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
-Metric = Callable[[Tensor, Tensor], Tensor]  # From logits (n x classes) and targets (n) to a number
+Score = Callable[[Tensor, Tensor], Tensor]  # From logits (n x classes) and targets (n) to a number
 
 
 def accuracy(
@@ -99,6 +99,8 @@ def rates(
             return [lr.stop / 10] * (n_groups - 1) + [float(lr.stop)]
         if n_groups == 1:
             return [float(lr.stop)]
+        if lr.start <= 0:
+            raise ValueError(f"{lr}: rates are over 0; to keep a group still, freeze it")
         spread = np.geomspace if spacing == "geometric" else np.linspace
         return [float(rate) for rate in spread(lr.start, lr.stop, n_groups)]
     if isinstance(lr, Sequence):
@@ -292,7 +294,7 @@ def plot_lr(
     momentum = axes.twinx()
     momentum.plot(np.array(recorder.moms)[:, -1], "--", color="#e8a33d")
     momentum.set_ylabel("momentum (dashed)")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center")
     return axes
 
 # %% ../nbs/03_learner.ipynb #1f38e316
@@ -324,7 +326,10 @@ class Progress(Callback):
             text = history.tail(1).to_string(
                 index=False, header=len(history) == 1, float_format="{:.4f}".format, col_space=12
             )
-            self.bar.write(text) if type(self.bar) is tqdm else print(text, flush=True)
+            if type(self.bar) is tqdm:  # A terminal's bar makes way for the row
+                self.bar.write(text)
+            else:
+                print(text, flush=True)
 
     def show_table(self, history: pd.DataFrame) -> None:
         "Replace the table that the cell shows."
@@ -388,7 +393,8 @@ def fit(
     if n_epochs < 1:
         raise ValueError(f"n_epochs is {n_epochs}; it must be 1 or more")
     constant = [(rate, 0.9) for rate in rates(lr, len(learn.groups))]
-    everyone = sorted([learn.recorder, Progress(), *callbacks], key=lambda callback: callback.order)
+    shown = [Progress()] if learn.show_progress else []
+    everyone = sorted([learn.recorder, *shown, *callbacks], key=lambda callback: callback.order)
     run = Fit(
         learn,
         n_epochs,
@@ -426,7 +432,7 @@ def validate(
     loader: DataLoader[tuple[Tensor, Tensor]] | None = None,  # None: the images held out
 ) -> dict[str, float]:  # valid_loss, and each metric by its name
     "Loss and metrics on images that are not learnt from."
-    logits, targets = get_preds(learn, loader or learn.data.valid)
+    logits, targets = get_preds(learn, learn.data.valid if loader is None else loader)
     scores = {"valid_loss": learn.loss_func(logits, targets).item()}
     for metric in learn.metrics:
         scores[getattr(metric, "__name__", type(metric).__name__)] = float(metric(logits, targets))
@@ -440,19 +446,20 @@ class Learner:
         self,
         data: ImageData,  # What to learn from and to check with
         model: Classifier,  # Trained in place
-        loss_func: Metric = F.cross_entropy,  # From logits and targets to a loss
-        metrics: Sequence[Metric] = (accuracy, macro_accuracy),  # Shown after each epoch
+        loss_func: Score = F.cross_entropy,  # From logits and targets to a loss
+        metrics: Sequence[Score] = (accuracy, macro_accuracy),  # Shown after each epoch
         optimizer: MakeOptimizer = adamw,  # Builds the optimiser
         path: str | Path = "models",  # Folder for `save` and `load`; made when needed
         seed: int = 42,  # Decides dropout; the data has a seed of its own
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
+        show_progress: bool = True,  # False: fits show neither a bar nor a row for each epoch
     ):
         self.device = torch.device(device or default_device())
         self.data, self.loss_func, self.metrics = data, loss_func, tuple(metrics)
         self.optimizer, self.path, self.seed = optimizer, Path(path), seed
         self.model: Classifier = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
-        self.recorder = Recorder()
+        self.recorder, self.show_progress = Recorder(), show_progress
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
 
     @property
@@ -549,12 +556,12 @@ def vision_learner(
     data: ImageData,  # What to learn from
     backbone: str = "lite0",  # Any timm backbone; "lite0" needs no network
     *,
-    metrics: Sequence[Metric] = (accuracy, macro_accuracy),  # Shown after each epoch
+    metrics: Sequence[Score] = (accuracy, macro_accuracy),  # Shown after each epoch
     head: HeadName = "linear",  # "linear" or "fastai"
     pretrained: bool = True,  # Start from pretrained weights, with the body frozen
     train_bn: bool | None = None,  # Let the body's batch norms drift; None: only if not pretrained
     seed: int = 42,  # Decides the head's first weights and dropout
-    **options: Any,  # loss_func, optimizer, path, device: see `Learner`
+    **options: Any,  # loss_func, optimizer, path, device, show_progress: see `Learner`
 ) -> Learner:
     "A learner with a pretrained, frozen body and a new head."
     model = create_classifier(backbone, len(data.vocab), head, pretrained, train_bn, seed)
@@ -612,9 +619,12 @@ def read_header(
         raise FileNotFoundError(f"no model file {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return json.loads(file.metadata()["petnb"])  # type: ignore[no-any-return]
+            found: dict[str, Any] = json.loads(file.metadata()["petnb"])
     except Exception as error:
         raise ValueError(f"{path} is not a model file of petnb: {error}") from error
+    if found["format"] > FORMAT:
+        raise ValueError(f"{path} has format {found['format']}; this petnb reads up to {FORMAT}")
+    return found
 
 # %% ../nbs/03_learner.ipynb #9e14ad59
 def model_file(

@@ -182,8 +182,8 @@ def half_fall(
     curve = IsotonicRegression(increasing=False).fit_transform(np.arange(end), losses[:end])
     top, bottom = float(np.median(losses[: max(end // 4, 3)])), float(curve[-1])
     noise = float(np.std(np.diff(losses[:end]))) / np.sqrt(2)
-    if top - bottom < max(0.05 * abs(top), 4 * noise):
-        return None, f"the loss never falls clearly: from {top:.3g} to {bottom:.3g}"
+    if top - bottom < max(0.15 * abs(top), 4 * noise):
+        return None, f"the loss hardly falls, from {top:.3g} to {bottom:.3g}"
     low, middle, high = (
         float(lrs[:end][np.argmax(curve <= top - share * (top - bottom))])
         for share in (0.25, 0.5, 0.75)

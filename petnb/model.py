@@ -39,6 +39,8 @@ def packaged_weights(
         raise ValueError(f"{path} is not the file petnb knows: its SHA-256 is {digest}")
     stored = torch.load(path, map_location="cpu", weights_only=True)
     wanted = model.state_dict()
+    if len(stored) != len(wanted):
+        raise ValueError(f"{path} has {len(stored)} tensors, the model has {len(wanted)}")
     pairs = list(zip(wanted, stored.values(), strict=True))
     misfits = [name for name, tensor in pairs if tensor.shape != wanted[name].shape]
     if misfits:
@@ -109,6 +111,8 @@ class Classifier(nn.Module):
         train_bn: bool = False,  # Let the body's batch norms update their statistics
     ):
         super().__init__()
+        if head not in ("linear", "fastai"):
+            raise ValueError(f"head is {head!r}; it is 'linear' or 'fastai'")
         self.architecture, self.head_name, self.train_bn = architecture, head, train_bn
         self.body = body
         linear = head == "linear"
