@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def read_data(
     arguments: argparse.Namespace,  # Of `petnb train`
 ) -> ImageData:
     "The images that the arguments mean."
-    from petnb.data import ImageData
+    from petnb.data import PETS_PATTERN, ImageData, image_files
 
     options = {name: getattr(arguments, name) for name in ("batch_size", "seed", "workers")}
     if arguments.data is None:
@@ -41,8 +42,9 @@ def read_data(
     if any((folder / "annotations").is_dir() for folder in (root, root / "oxford-iiit-pet")):
         return ImageData.oxford_pets(root, valid=arguments.split or "official", **options)
     options["valid"] = arguments.split or "stratified"
-    if arguments.pattern:
-        return ImageData.from_name_re(root, arguments.pattern, **options)
+    flat = not arguments.pattern and all(path.parent == root for path in image_files(root))
+    if arguments.pattern or flat:
+        return ImageData.from_name_re(root, arguments.pattern or PETS_PATTERN, **options)
     return ImageData.from_folder(root, **options)
 
 # %% ../nbs/10_cli.ipynb #933607a7
@@ -71,12 +73,12 @@ def write_run(
     interp: Interpretation,  # Of the images held out
     found: FinderResult,  # Of the range test
     folder: Path,  # The run folder
-    settings: dict[str, Any],  # The arguments of the run
 ) -> None:
-    "Model, history, settings, result and figures."
+    "Model, history and figures."
+    import matplotlib.pyplot as plt
+
     learn.export(folder / "model.safetensors")
     learn.recorder.history.to_csv(folder / "history.csv", index=False)
-    (folder / "config.toml").write_text(to_toml(settings), encoding="utf-8")
     plots = {
         "classes": learn.data.plot_classes(),
         "finder": found.plot(),
@@ -87,36 +89,36 @@ def write_run(
     }
     for name, axes in plots.items():
         axes.figure.savefig(folder / "figures" / f"{name}.png", dpi=110, bbox_inches="tight")
+        plt.close(axes.figure)
 
 # %% ../nbs/10_cli.ipynb #59fbf042
 def train(
     arguments: argparse.Namespace,  # Of `petnb train`
 ) -> None:
     "Head, range test, everything; then tell what came of it."
-    import matplotlib
-
-    matplotlib.use("Agg")
     from petnb.learner import vision_learner
 
-    folder = new_run_folder(arguments.out)
     data = read_data(arguments)
     print(data)
-    learn = vision_learner(
-        data, arguments.backbone, head=arguments.head, seed=arguments.seed, path=folder
-    )
-    print(learn.summary().to_string())
-    print(f"\nThe head alone, {arguments.epochs} epochs by 1cycle:")
+    learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
+    folder = new_run_folder(arguments.out)
+    learn.path = folder
+    settings = vars(arguments) | {"size": data.size, "backbone": learn.model.architecture}
+    settings = {name: value for name, value in settings.items() if name not in ("run", "debug")}
+    config = to_toml({"version": petnb.__version__, **settings})
+    (folder / "config.toml").write_text(config, encoding="utf-8")
+    print(f"{learn.summary().to_string()}\n\nThe head alone, epochs by 1cycle: {arguments.epochs}")
     learn.fit_one_cycle(arguments.epochs, arguments.lr)
-    frozen = learn.interpret()
-    print(f"\nLearning-rate range test:\n{(found := learn.lr_find())}")
+    learn.save("head")
+    frozen, found = learn.interpret(), learn.lr_find()
+    print(f"\nLearning-rate range test:\n{found}")
     if arguments.fine_tune_epochs:
         low, high = arguments.fine_tune_lr
-        print(f"\nEverything, {arguments.fine_tune_epochs} epochs, rates {low:g} to {high:g}:")
+        print(f"\nEverything, rates {low:g} to {high:g}, epochs: {arguments.fine_tune_epochs}")
         learn.unfreeze()
         learn.fit_one_cycle(arguments.fine_tune_epochs, slice(low, high))
     interp = learn.interpret()
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("run", "debug")}
-    write_run(learn, interp, found, folder, {"version": petnb.__version__, **settings})
+    write_run(learn, interp, found, folder)
     print("\nMost confused (actual, predicted, times):")
     for actual, predicted, times in interp.most_confused()[:10]:
         print(f"  {actual:28} {predicted:28} {times}")
@@ -126,7 +128,7 @@ def train(
 def predict(
     arguments: argparse.Namespace,  # Of `petnb predict`
 ) -> None:
-    "A line an image: path, class, probability, separated by tabs."
+    "A line an image: path, class, probability, separated by tabs; at the end, what was not read."
     from petnb.data import image_files
     from petnb.inference import Predictor
 
@@ -136,8 +138,12 @@ def predict(
         for place in arguments.images
         for file in (image_files(place) if Path(place).is_dir() else [Path(place)])
     ]
-    for row in predictor.predict(files).itertuples():
+    answers = predictor.table(files)
+    for row in answers[answers["error"] == ""].itertuples():
         print(f"{row.path}\t{row.label}\t{row.probability:.3f}")
+    broken = answers.loc[answers["error"] != "", "error"]
+    if len(broken):
+        raise ValueError(f"{len(broken)} of {len(files)} not read: " + "; ".join(broken))
 
 # %% ../nbs/10_cli.ipynb #b28bc2f3
 def add_train(commands: Any) -> None:
@@ -199,12 +205,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_predict(commands)
     return parser
 
-# %% ../nbs/10_cli.ipynb #7cfb4a9f
+# %% ../nbs/10_cli.ipynb #1b39439e
 def main(
     arguments: Sequence[str] | None = None,  # None: those of the command line
 ) -> int:  # Exit code: 0 is success
     "Run the command."
     parsed = make_parser().parse_args(arguments)
+    os.environ.setdefault("MPLBACKEND", "Agg")  # Figures go to files; no window is needed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # Each line is seen at once, in a log too
     try:
@@ -212,7 +219,7 @@ def main(
     except KeyboardInterrupt:
         print("\npetnb: stopped", file=sys.stderr)
         return 130
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         if parsed.debug:
             raise
         print(f"petnb: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -19,16 +20,17 @@ from .data import open_image, show_images
 from .interpretation import Interpretation, caption
 
 # %% auto #0
-__all__ = ['ORDERS', 'ANY', 'select', 'thumbnail', 'in_status_line', 'Explorer', 'Cell']
+__all__ = ['ORDERS', 'ANY', 'KINDS', 'select', 'thumbnail', 'in_status_line', 'Explorer', 'Cell']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 ORDERS = {  # What people sort by: a column, and whether it ascends
     "largest loss": ("loss", False),
     "smallest loss": ("loss", True),
-    "least sure of the right answer": ("probability", True),
+    "least sure": ("confidence", True),
     "path": ("path", True),
 }
 ANY = "any"  # The choice that filters nothing
+KINDS = ("all", "mistakes", "right")  # Which answers to show
 
 
 def select(
@@ -36,7 +38,7 @@ def select(
     order: str = "largest loss",  # A key of `ORDERS`
     actual: str = ANY,  # Only images of this class
     predicted: str = ANY,  # Only images that were given this class
-    mistakes: bool = False,  # Only images that were named wrongly
+    kind: str = "all",  # One of `KINDS`: all, those named wrongly, or rightly
 ) -> pd.DataFrame:  # The rows that remain, in order
     "Filter and sort a table of predictions."
     keep = np.ones(len(table), dtype=bool)
@@ -44,8 +46,8 @@ def select(
         keep &= (table["actual"] == actual).to_numpy()
     if predicted != ANY:
         keep &= (table["prediction"] == predicted).to_numpy()
-    if mistakes:
-        keep &= (table["actual"] != table["prediction"]).to_numpy()
+    if kind != "all":
+        keep &= ((table["actual"] == table["prediction"]) == (kind == "right")).to_numpy()
     column, ascending = ORDERS[order]
     return table[keep].sort_values(column, ascending=ascending, kind="stable")
 
@@ -96,12 +98,12 @@ class Explorer:
         self.order = widgets.Dropdown(options=list(ORDERS), description="order")
         self.actual = widgets.Dropdown(options=classes, description="actual")
         self.predicted = widgets.Dropdown(options=classes, description="predicted")
-        self.mistakes = widgets.Checkbox(description="mistakes only", indent=False)
+        self.kind = widgets.Dropdown(options=KINDS, description="show")
         self.back = widgets.Button(description="back", icon="arrow-left")
         self.forward = widgets.Button(description="forward", icon="arrow-right")
         self.status = widgets.Label()
         self.cells = [Cell() for _ in range(self.page_size)]
-        for control in (self.order, self.actual, self.predicted, self.mistakes):
+        for control in (self.order, self.actual, self.predicted, self.kind):
             control.observe(self.refresh, "value")
         self.back.on_click(lambda _: self.turn(-1))
         self.forward.on_click(lambda _: self.turn(1))
@@ -110,7 +112,7 @@ class Explorer:
 
     def layout(self) -> widgets.VBox:
         "Controls above, the grid of cells, and below it the status line."
-        controls = widgets.HBox([self.order, self.actual, self.predicted, self.mistakes])
+        controls = widgets.HBox([self.order, self.actual, self.predicted, self.kind])
         controls.layout.flex_flow = "row wrap"
         grid = widgets.GridBox([cell.box for cell in self.cells])
         grid.layout.grid_template_columns = f"repeat({self.columns}, 170px)"
@@ -124,7 +126,7 @@ class Explorer:
             self.order.value,
             self.actual.value,
             self.predicted.value,
-            self.mistakes.value,
+            self.kind.value,
         )
         self.page = 0
         self.show()
@@ -132,7 +134,7 @@ class Explorer:
     @in_status_line
     def turn(self, pages: int) -> None:
         "Leaf forward or back."
-        self.page += pages
+        self.page = min(max(self.page + pages, 0), self.n_pages - 1)
         self.show()
 
     @property
@@ -166,12 +168,12 @@ class Explorer:
 
 # %% ../nbs/08_explorer.ipynb #b2e5c3cf
 class Cell:
-    "One place of the grid: a thumbnail and three lines of text."
+    "One place of the grid: a thumbnail, three lines of text in red if wrong, and the file's name."
 
     def __init__(self) -> None:
         self.image = widgets.Image(format="jpeg", layout={"max_width": "150px", "height": "130px"})
         self.image.layout.object_fit = "contain"
-        self.lines = [widgets.Label(layout={"margin": "0", "height": "20px"}) for _ in range(3)]
+        self.lines = [widgets.Label(layout={"margin": "0", "height": "20px"}) for _ in range(4)]
         self.box = widgets.VBox([self.image, *self.lines])
 
     def show(self, row: Any) -> None:
@@ -179,5 +181,7 @@ class Cell:
         self.box.layout.visibility = "visible" if row is not None else "hidden"
         if row is not None:
             self.image.value = thumbnail(row.path)
-            for line, text in zip(self.lines, caption(row).split("\n"), strict=False):
+            texts = [*caption(row).split("\n"), Path(row.path).name]
+            for line, text in zip(self.lines, texts, strict=True):
                 line.value = text
+                line.style.text_color = "#b3392f" if row.prediction != row.actual else None

@@ -42,9 +42,9 @@ def fine_tune(
     epochs: int,  # Epochs in which everything trains
     base_lr: float = 2e-3,  # Highest rate of the head in the first stage
     freeze_epochs: int = 1,  # Epochs of the head alone, before
-    lr_mult: float = 100,  # In the second stage the first group has this much less than the head
+    lr_mult: float = 100,  # Then the first group's rate is this many times smaller than the head's
     pct_start: float = 0.3,  # Share of the second stage that climbs
-    div: float = 5.0,  # The second stage starts at this fraction of its highest rate
+    div: float = 5.0,  # The second stage starts at its highest rate divided by this
     **options: Any,  # Further arguments of `fit_one_cycle`, for both stages
 ) -> None:
     "Train the head, unfreeze, and train everything with discriminative rates, as fastai does."

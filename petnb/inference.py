@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from .data import image_files, open_image, progress_bar
@@ -64,7 +64,7 @@ class Predictor:
         )
         model.load_state_dict(load_file(path), strict=True)
         self.model = model.to(self.device).eval()
-        self.transform = valid_transform(self.header["size"])
+        self.transform = valid_transform(self.header["size"], self.header["crop_pct"])
         self.normalize = Normalize(self.header["mean"], self.header["std"]).to(self.device)
 
     @classmethod
@@ -75,6 +75,8 @@ class Predictor:
     @torch.inference_mode()
     def probabilities(self, images: Sequence[ImageLike], batch_size: int = 64) -> torch.Tensor:
         "n x classes: the probability of each class, in the order of `images`."
+        if not images:
+            raise ValueError("no images given")
         found = []
         starts = range(0, len(images), batch_size)
         for start in progress_bar(starts, "predicting"):
@@ -87,24 +89,30 @@ class Predictor:
     @overload
     def predict(self, images: Image.Image) -> Prediction: ...
     @overload
-    def predict(self, images: Sequence[ImageLike]) -> pd.DataFrame: ...
+    def predict(self, images: str | Path) -> Prediction | pd.DataFrame: ...
     @overload
-    def predict(self, images: Path) -> Prediction | pd.DataFrame: ...
+    def predict(self, images: list[ImageLike]) -> pd.DataFrame: ...
     def predict(self, images: Any) -> Any:
         "A `Prediction` for a file or an image; a table for a list or a folder of them."
-        if isinstance(images, Image.Image) or (
-            isinstance(images, str | Path) and not Path(images).is_dir()
-        ):
+        if isinstance(images, str | Path) and Path(images).is_dir():
+            return self.table(image_files(images))
+        if isinstance(images, str | Path | Image.Image):
             return self.answer(self.probabilities([images])[0])
-        files = image_files(images) if isinstance(images, str | Path) else list(images)
-        answers = [self.answer(row) for row in self.probabilities(files)]
-        return pd.DataFrame(
-            {
-                "path": [str(f) if isinstance(f, str | Path) else "" for f in files],
-                "label": [answer.label for answer in answers],
-                "probability": [answer.probability for answer in answers],
-            }
-        )
+        if not isinstance(images, list):
+            raise ValueError(f"cannot predict a {type(images).__name__}: give an image or a list")
+        return self.table(images)
+
+    def table(self, images: Sequence[ImageLike]) -> pd.DataFrame:
+        "A row an image: path, label, probability, and what was wrong with those without a label."
+        rows = []
+        for image in progress_bar(images, "predicting"):
+            path = str(image) if isinstance(image, str | Path) else ""
+            try:
+                answer = self.answer(self.probabilities([image])[0])
+                rows.append((path, answer.label, answer.probability, ""))
+            except (OSError, ValueError) as error:
+                rows.append((path, "", float("nan"), str(error)))
+        return pd.DataFrame(rows, columns=["path", "label", "probability", "error"])
 
     def answer(self, probabilities: torch.Tensor) -> Prediction:
         "Name the classes of one row of probabilities, largest first."
@@ -120,5 +128,9 @@ class Predictor:
 def as_image(
     image: ImageLike,  # A file or an image
 ) -> Image.Image:  # In RGB
-    "An image, decoded if it is still a file."
-    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
+    "An image, upright, decoded if it is still a file. Raises `ValueError` for what is neither."
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    if isinstance(image, str | Path):
+        return open_image(image)
+    raise ValueError(f"a {type(image).__name__} is no image: give a path or a PIL image")

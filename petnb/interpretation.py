@@ -54,7 +54,7 @@ class Interpretation:
         return float(right.groupby(self.targets).mean().mean())
 
     def table(self) -> pd.DataFrame:
-        "A row an image: prediction, actual, loss, probability of the ACTUAL class, path."
+        "A row an image; `probability` is of the actual class, `confidence` of the prediction."
         names = np.asarray(self.vocab, dtype=object)
         return pd.DataFrame(
             {
@@ -62,6 +62,7 @@ class Interpretation:
                 "actual": names[self.targets],
                 "loss": self.losses,
                 "probability": self.probs[np.arange(len(self.targets)), self.targets],
+                "confidence": self.probs.max(axis=1),
                 "path": self.items["path"].to_numpy(),
             }
         )

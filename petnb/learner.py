@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .data import ImageData, in_notebook, progress_bar
 from .model import Classifier, HeadName, create_classifier, summary
-from .transforms import Normalize, epoch_batches, view_seed
+from .transforms import CROP_PCT, Normalize, epoch_batches, view_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -356,9 +356,9 @@ def train_step(
     set_rates(fit.optimizer, fit.settings)
     torch.manual_seed(view_seed(learn.seed, learn.n_steps, 0))
     loss = learn.loss_func(learn.model(learn.prepare(images)), targets.to(learn.device))
+    fit.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     fit.optimizer.step()
-    fit.optimizer.zero_grad()
     fit.loss, fit.n_images = loss.item(), len(images)
     fit.step += 1
     learn.n_steps += 1
@@ -404,8 +404,8 @@ def fit(
         everyone,
     )
     with torch.random.fork_rng():
-        run.tell("before_fit")
         try:
+            run.tell("before_fit")
             for _ in range(n_epochs):
                 train_epoch(run)
         finally:
@@ -586,6 +586,7 @@ def header(
         "train_bn": learn.model.train_bn,
         "vocab": learn.data.vocab,
         "size": learn.data.size,
+        "crop_pct": CROP_PCT,
         "mean": list(config["mean"]),
         "std": list(config["std"]),
         "n_epochs": learn.n_epochs,
@@ -647,12 +648,21 @@ def load(
     learn: Learner,  # Whose model takes the weights
     name: str,  # As given to `save`
 ) -> Learner:  # The same learner
-    "Take back what `save` kept. Raises `ValueError` where model or classes are others."
+    """Take back what `save` kept. What is frozen stays frozen, and the curves start anew.
+    Raises `ValueError` where model or classes are others."""
     path = model_file(learn, name)
     found, expected = read_header(path), header(learn)
-    for key in ("architecture", "head", "vocab"):
+    for key in ("architecture", "head"):
         if found[key] != expected[key]:
             raise ValueError(f"{path} has {key} {found[key]!r}, this learner has {expected[key]!r}")
+    if found["vocab"] != expected["vocab"]:
+        only_there = sorted(set(found["vocab"]) - set(expected["vocab"]))
+        only_here = sorted(set(expected["vocab"]) - set(found["vocab"]))
+        raise ValueError(
+            f"{path} was trained on another vocabulary; only there: {only_there}, "
+            f"only here: {only_here}"
+        )
+    learn.recorder.forget_curves()
     learn.model.load_state_dict(load_file(path), strict=True)
     learn.n_epochs, learn.n_steps = found["n_epochs"], found["n_steps"]
     learn.recorder.rows = found["history"]

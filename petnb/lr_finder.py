@@ -5,6 +5,7 @@
 # %% ../nbs/04_lr_finder.ipynb #f7bfbbc5
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['SUGGESTIONS', 'exponential', 'preserved', 'endless_batches', 'SmoothedLoss', 'lr_find', 'lr_suggest', 'half_fall',
-           'FinderResult', 'plot_finder']
+__all__ = ['SUGGESTIONS', 'exponential', 'preserved', 'fork_type', 'endless_batches', 'SmoothedLoss', 'lr_find', 'lr_suggest',
+           'half_fall', 'FinderResult', 'plot_finder']
 
 # %% ../nbs/04_lr_finder.ipynb #476ba541
 def exponential(
@@ -41,26 +42,41 @@ def exponential(
 def preserved(
     learn: Learner,  # What to bring back
 ) -> Iterator[None]:
-    "Whatever is done to the learner's model inside, afterwards all is as before."
-    weights = {name: tensor.clone() for name, tensor in learn.model.state_dict().items()}
-    modes = {module: module.training for module in learn.model.modules()}
-    gradients = {p: None if p.grad is None else p.grad.clone() for p in learn.model.parameters()}
-    counters = learn.n_epochs, learn.n_steps
-    batches = epoch_batches(learn.data.train)
-    epoch, python_state, numpy_state = batches.epoch, random.getstate(), np.random.get_state()
+    "Whatever is done to the learner inside, afterwards all is as before."
+    model, batches = learn.model, epoch_batches(learn.data.train)
+    tensors = {t: t.detach().clone() for t in (*model.parameters(), *model.buffers())}
+    gradients = {p: None if p.grad is None else p.grad.clone() for p in model.parameters()}
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    modes = {module: module.training for module in model.modules()}
+    recorder = copy.deepcopy(vars(learn.recorder))
+    counters, epoch = (learn.n_epochs, learn.n_steps), batches.epoch
+    loader_state = learn.data.train.generator.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(device_type=fork_type(learn)):
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        learn.data.train.generator.set_state(loader_state)
         batches.set_epoch(epoch)
         learn.n_epochs, learn.n_steps = counters
-        learn.model.load_state_dict(weights)
-        for module, training in modes.items():
-            module.training = training
+        vars(learn.recorder).update(recorder)
+        with torch.no_grad():
+            for tensor, saved in tensors.items():
+                tensor.copy_(saved)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
+            parameter.requires_grad_(trained[parameter])
+        for module, training in modes.items():
+            module.training = training
+
+
+def fork_type(
+    learn: Learner,  # On whichever device
+) -> str:  # As `torch.random.fork_rng` names it
+    "The kind of device whose random state is kept beside the CPU's."
+    return "mps" if learn.device.type == "mps" else "cuda"
 
 # %% ../nbs/04_lr_finder.ipynb #f091ab32
 def endless_batches(
@@ -79,7 +95,7 @@ class SmoothedLoss:
 
     def __init__(self, beta: float = 0.98, factor: float = 4.0):
         self.beta, self.factor = beta, factor
-        self.average, self.n, self.best = 0.0, 0, float("inf")
+        self.average, self.n, self.value, self.best = 0.0, 0, float("inf"), float("inf")
 
     def add(self, loss: float) -> float:
         "Take one more loss; gives the smoothed one."
@@ -102,9 +118,11 @@ def lr_find(
     wd: float = 0.01,  # Weight decay, as it will be in training
 ) -> FinderResult:
     "The learning-rate range test (Smith, 2017, section 3.3). Restores everything; writes nothing."
-    found = FinderResult()
-    groups, smoothed = len(learn.groups), SmoothedLoss()
-    schedule = lambda position: [(exponential(start_lr, end_lr, position), 0.9)] * groups  # noqa: E731
+    found, smoothed = FinderResult(n_steps), SmoothedLoss()
+
+    def schedule(position: float) -> list[tuple[float, float]]:
+        return [(exponential(start_lr, end_lr, position), 0.9)] * len(learn.groups)
+
     with preserved(learn):
         optimizer = create_optimizer(learn.groups, wd, learn.optimizer)
         run = Fit(learn, 1, n_steps, optimizer, schedule, [])
@@ -171,7 +189,7 @@ def lr_suggest(
 # %% ../nbs/04_lr_finder.ipynb #eebcf47b
 def half_fall(
     lrs: np.ndarray,  # Rates, ascending
-    losses: np.ndarray,  # Smoothed loss at each
+    losses: np.ndarray,  # Loss of the batch at each
 ) -> tuple[tuple[float, float, float] | None, str]:  # (low, middle, high) or None; the reason
     "Rates at which a quarter, half and three quarters of the fall are done."
     finite = np.isfinite(losses)
@@ -182,8 +200,9 @@ def half_fall(
     curve = IsotonicRegression(increasing=False).fit_transform(np.arange(end), losses[:end])
     top, bottom = float(np.median(losses[: max(end // 4, 3)])), float(curve[-1])
     noise = float(np.std(np.diff(losses[:end]))) / np.sqrt(2)
-    if top - bottom < max(0.15 * abs(top), 4 * noise):
-        return None, f"the loss hardly falls, from {top:.3g} to {bottom:.3g}"
+    needed = max(0.15 * abs(top), 4 * noise)
+    if top - bottom < needed:
+        return None, f"the loss falls by {top - bottom:.2g}; noise alone could be {needed:.2g}"
     low, middle, high = (
         float(lrs[:end][np.argmax(curve <= top - share * (top - bottom))])
         for share in (0.25, 0.5, 0.75)
@@ -195,13 +214,15 @@ def half_fall(
 class FinderResult:
     "The curve of a learning-rate range test, and what it suggests."
 
+    n_steps: int  # Steps that were meant to be made; the explosion may come before
     lrs: list[float] = field(default_factory=list)  # Rate of each step
     losses: list[float] = field(default_factory=list)  # Smoothed loss after each step
     raw_losses: list[float] = field(default_factory=list)  # Loss of each batch
 
     def part(self) -> tuple[np.ndarray, np.ndarray]:
-        "The part of the curve that rules are applied to: finite, without start and explosion."
-        lrs, losses = np.array(self.lrs)[10:-5], np.array(self.losses)[10:-5]
+        "The part of the smoothed curve that fastai's rules look at."
+        middle = slice(self.n_steps // 10, -5)
+        lrs, losses = np.array(self.lrs)[middle], np.array(self.losses)[middle]
         finite = np.isfinite(losses)
         end = len(losses) if finite.all() else int(finite.argmin())
         return lrs[:end], losses[:end]
@@ -213,15 +234,19 @@ class FinderResult:
         return {name: rule(lrs, losses) for name, rule in SUGGESTIONS.items() if len(lrs) > 15}
 
     @property
+    def lr_range(self) -> tuple[float, float, float] | None:
+        "Rates at which a quarter, half and three quarters of the fall are done, or None."
+        return half_fall(np.array(self.lrs), np.array(self.raw_losses))[0]
+
+    @property
     def lr(self) -> float | None:
-        "The rate at which half of the fall is done; None if the loss never falls clearly."
-        found, _ = half_fall(*self.part())
-        return found[1] if found else None
+        "The rate at which half of the fall is done; None if the loss hardly falls."
+        return self.lr_range[1] if self.lr_range else None
 
     @property
     def reason(self) -> str:
         "Why `lr` is what it is."
-        return half_fall(*self.part())[1]
+        return half_fall(np.array(self.lrs), np.array(self.raw_losses))[1]
 
     def plot(self) -> Axes:
         "Draw the curve with its suggestions."
@@ -243,15 +268,15 @@ def plot_finder(
     axes.plot(found.lrs, found.raw_losses, ".", color="#9db8d2", markersize=4, label="each batch")
     axes.plot(found.lrs, found.losses, color="#3b6ea5", label="smoothed")
     lrs, losses = found.part()
-    best, _ = half_fall(lrs, losses)
-    if best:
-        axes.axvspan(best[0], best[2], color="#e8a33d", alpha=0.25, lw=0)
-        axes.axvline(best[1], color="#e8a33d", label=f"half of the fall: {best[1]:.1e}")
+    if found.lr_range:
+        low, middle, high = found.lr_range
+        axes.axvspan(low, high, color="#e8a33d", alpha=0.25, lw=0)
+        axes.axvline(middle, color="#e8a33d", label=f"half of the fall: {middle:.1e}")
     for (name, lr), marker in zip(found.suggestions.items(), "vs^D", strict=False):
         axes.plot(lr, np.interp(lr, lrs, losses), marker, label=f"{name}: {lr:.1e}")
     top = float(np.nanmax(found.losses[: max(len(found.losses) // 2, 1)]))
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, 2 * top))
-    axes.set_title("Learning-rate range test")
+    axes.set_title("Learning-rate range test" + ("" if found.lr else ": no usable rate"))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     return axes

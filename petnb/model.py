@@ -156,9 +156,9 @@ def feature_map(
     features: Any,  # What a timm body's forward_features gives
     body: nn.Module,  # That body
 ) -> Tensor:  # n x channels x height x width
-    "Features with channels first. Raises `TypeError` for bodies that give several maps."
+    "Features with channels first. Raises `ValueError` for bodies that give several maps."
     if not isinstance(features, Tensor):
-        raise TypeError(f"this body gives a {type(features).__name__} of maps: use head='linear'")
+        raise ValueError(f"this body gives a {type(features).__name__} of maps: use head='linear'")
     if features.ndim == 3:
         prefix = int(getattr(body, "num_prefix_tokens", 0))
         return features[:, prefix:].transpose(1, 2).unsqueeze(-1)

@@ -21,13 +21,16 @@ from torchvision.transforms.v2 import functional as F
 from .data import ImageData, open_image, show_images
 
 # %% auto #0
-__all__ = ['valid_transform', 'train_transform', 'view_seed', 'ImageDataset', 'EpochBatches', 'default_workers', 'make_loader',
-           'epoch_batches', 'show_batch', 'Normalize']
+__all__ = ['CROP_PCT', 'valid_transform', 'train_transform', 'view_seed', 'ImageDataset', 'EpochBatches', 'default_workers',
+           'make_loader', 'epoch_batches', 'show_batch', 'Normalize']
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
+CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
+
+
 def valid_transform(
     size: int,  # Side of the square, in pixels
-    crop_pct: float = 0.875,  # Share of the shorter side that is kept; 224 / 256 is the custom
+    crop_pct: float = CROP_PCT,  # Share of the shorter side that is kept
 ) -> v2.Transform:  # From a PIL image to uint8, 3 x size x size
     "Scale the shorter side to `size / crop_pct`, and cut the middle out: no chance involved."
     return v2.Compose(
