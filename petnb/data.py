@@ -369,7 +369,7 @@ def show_images(
 
     rows = math.ceil(len(images) / columns)
     lines = max((title.count("\n") + 1 for title in titles), default=1)
-    height = size + 0.1 + 0.17 * lines
+    height = size + 0.15 + 0.2 * lines
     whole = (columns * size, rows * height)
     figure, grid = plt.subplots(rows, columns, figsize=whole, squeeze=False)
     for axes in grid.flat:

@@ -20,7 +20,7 @@ from .data import open_image, show_images
 from .interpretation import Interpretation, caption
 
 # %% auto #0
-__all__ = ['ORDERS', 'ANY', 'KINDS', 'select', 'thumbnail', 'in_status_line', 'Explorer', 'Cell']
+__all__ = ['ORDERS', 'ANY', 'LEGEND', 'KINDS', 'select', 'thumbnail', 'in_status_line', 'Explorer', 'Cell']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 ORDERS = {  # What people sort by: a column, and whether it ascends
@@ -30,6 +30,7 @@ ORDERS = {  # What people sort by: a column, and whether it ascends
     "path": ("path", True),
 }
 ANY = "any"  # The choice that filters nothing
+LEGEND = "prediction / actual / loss / probability of the actual class / file"
 KINDS = ("all", "mistakes", "right")  # Which answers to show
 
 
@@ -116,7 +117,8 @@ class Explorer:
         controls.layout.flex_flow = "row wrap"
         grid = widgets.GridBox([cell.box for cell in self.cells])
         grid.layout.grid_template_columns = f"repeat({self.columns}, 170px)"
-        return widgets.VBox([controls, grid, widgets.HBox([self.back, self.forward, self.status])])
+        pages = widgets.HBox([self.back, self.forward, self.status])
+        return widgets.VBox([controls, widgets.Label(LEGEND), grid, pages])
 
     @in_status_line
     def refresh(self, change: Any = None) -> None:
@@ -173,8 +175,8 @@ class Cell:
     def __init__(self) -> None:
         self.image = widgets.Image(format="jpeg", layout={"max_width": "150px", "height": "130px"})
         self.image.layout.object_fit = "contain"
-        self.lines = [widgets.Label(layout={"margin": "0", "height": "20px"}) for _ in range(4)]
-        self.box = widgets.VBox([self.image, *self.lines])
+        self.lines = [widgets.Label(layout={"margin": "0", "height": "24px"}) for _ in range(4)]
+        self.box = widgets.VBox([self.image, *self.lines], layout={"margin": "0 0 12px 0"})
 
     def show(self, row: Any) -> None:
         "Show this row of the table; None hides the cell."
