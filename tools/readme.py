@@ -54,16 +54,28 @@ def visible(cell: nbformat.NotebookNode) -> bool:
     return "cell" not in hidden
 
 
+def alternative_texts(cell: nbformat.NotebookNode) -> list[str]:
+    """What `#| fig-alt:` says of each picture among the cell's outputs."""
+    outputs = cell.get("outputs", [])
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    said = re.search(r"^#\| *fig-alt: *(.*?) *$", cell.source, re.MULTILINE)
+    if pictures and not said:
+        sys.exit(f"{NOTEBOOK.name}: a picture without '#| fig-alt:' after {cell.source[:60]!r}")
+    return [said[1] for _ in pictures if said]
+
+
 def made() -> dict[Path, bytes]:
     """What the files should hold: the README and its pictures."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     notebook.metadata["language_info"] = {"name": "python"}  # for the colours of the code
+    alternatives = [text for cell in notebook.cells for text in alternative_texts(cell)]
     notebook.cells = [cell for cell in notebook.cells if visible(cell)]
     body, resources = MarkdownExporter().from_notebook_node(notebook)
     files = {}
-    for number, (name, content) in enumerate(resources["outputs"].items(), 1):
+    pictures = zip(resources["outputs"].items(), alternatives, strict=True)
+    for number, ((name, content), alternative) in enumerate(pictures, 1):
         picture = PICTURES.format(number)
-        body = body.replace(f"]({name})", f"]({picture})")
+        body = body.replace(f"![png]({name})", f"![{alternative}]({picture})")
         files[ROOT / picture] = content
     body = "\n".join(line.rstrip() for line in body.splitlines())
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
