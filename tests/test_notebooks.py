@@ -80,3 +80,8 @@ def test_machine_paths_are_recognised(text: str) -> None:
 @pytest.mark.parametrize("text", ["https://x.org/home/a", "data/home/x", "~/opt/x", "in/out/opt"])
 def test_other_paths_are_not(text: str) -> None:
     assert not MACHINE_PATH.search(text)
+
+
+def test_a_kernel_is_named(notebook: Any) -> None:
+    """Without one, Jupyter asks a newcomer which kernel to take before the first cell runs."""
+    assert notebook.metadata.get("kernelspec", {}).get("name") == "python3"
