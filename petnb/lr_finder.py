@@ -18,14 +18,14 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from .data import progress_bar
-from .learner import Fit, Learner, create_optimizer, train_step
+from .learner import Fit, Learner, create_optimizer, smooth, train_step
 from .transforms import epoch_batches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['SUGGESTIONS', 'exponential', 'preserved', 'fork_type', 'endless_batches', 'SmoothedLoss', 'lr_find', 'lr_suggest',
+__all__ = ['SUGGESTIONS', 'exponential', 'preserved', 'fork_type', 'endless_batches', 'diverged', 'lr_find', 'lr_suggest',
            'half_fall', 'FinderResult', 'plot_finder']
 
 # %% ../nbs/04_lr_finder.ipynb #476ba541
@@ -90,24 +90,12 @@ def endless_batches(
         epoch += 1
 
 
-class SmoothedLoss:
-    "The debiased moving average of the losses so far, and the rule that says when to stop."
-
-    def __init__(self, beta: float = 0.98, factor: float = 4.0):
-        self.beta, self.factor = beta, factor
-        self.average, self.n, self.value, self.best = 0.0, 0, float("inf"), float("inf")
-
-    def add(self, loss: float) -> float:
-        "Take one more loss; gives the smoothed one."
-        self.n += 1
-        self.average = self.beta * self.average + (1 - self.beta) * loss
-        self.value = self.average / (1 - self.beta**self.n)
-        self.best = min(self.best, self.value)
-        return self.value
-
-    def diverged(self) -> bool:
-        "True if the smoothed loss is not finite or over four times its best."
-        return not self.value <= self.factor * self.best
+def diverged(
+    losses: list[float],  # Smoothed losses so far
+    factor: float = 4.0,  # How far over its best the last one may be
+) -> bool:
+    "True if the last loss is not finite, or over four times the best."
+    return not losses[-1] <= factor * min(losses)
 
 # %% ../nbs/04_lr_finder.ipynb #69d565ce
 def lr_find(
@@ -118,7 +106,7 @@ def lr_find(
     wd: float = 0.01,  # Weight decay, as it will be in training
 ) -> FinderResult:
     "The learning-rate range test (Smith, 2017, section 3.3). Restores everything; writes nothing."
-    found, smoothed = FinderResult(n_steps), SmoothedLoss()
+    found = FinderResult(n_steps)
 
     def schedule(position: float) -> list[tuple[float, float]]:
         return [(exponential(start_lr, end_lr, position), 0.9)] * len(learn.groups)
@@ -132,8 +120,8 @@ def lr_find(
             train_step(run, images, targets)
             found.lrs.append(run.settings[-1][0])
             found.raw_losses.append(run.loss)
-            found.losses.append(smoothed.add(run.loss))
-            if smoothed.diverged():
+            found.losses = smooth(found.raw_losses, 0.98)
+            if diverged(found.losses):
                 break
     return found
 

@@ -11,8 +11,16 @@ import torch
 
 from petnb.data import ImageData
 from petnb.interpretation import Interpretation, from_logits
-from petnb.learner import Learner, accuracy, create_optimizer, error_rate, rates, vision_learner
-from petnb.lr_finder import SmoothedLoss, exponential, half_fall, lr_suggest
+from petnb.learner import (
+    Learner,
+    accuracy,
+    create_optimizer,
+    error_rate,
+    rates,
+    smooth,
+    vision_learner,
+)
+from petnb.lr_finder import diverged, exponential, half_fall, lr_suggest
 from petnb.model import fastai_head
 from petnb.schedules import cosine, one_cycle
 from petnb.transforms import Normalize
@@ -126,14 +134,10 @@ def test_finder_rates_and_stop_rule() -> None:
     assert np.allclose(lrs[:5], expected("lr_find.lrs")["first5"], rtol=1e-9)
     assert np.isclose(lrs[50], expected("lr_find.lrs")["i50"], rtol=1e-9)
     assert np.isclose(lrs[-1], expected("lr_find.lrs")["last"], rtol=1e-9)
-    smoothed, steps = SmoothedLoss(), 0
-    for loss in inputs("lr_find.stop_rule")["raw_losses"]:
-        smoothed.add(loss)
-        steps += 1
-        if smoothed.diverged():
-            break
+    smoothed = smooth(inputs("lr_find.stop_rule")["raw_losses"], 0.98)
+    steps = next(step for step in range(1, 101) if diverged(smoothed[:step]))
     assert steps == expected("lr_find.stop_rule")["iterations"]
-    assert np.isclose(smoothed.value, expected("lr_find.stop_rule")["last_smooth"], rtol=1e-4)
+    assert np.isclose(smoothed[steps - 1], expected("lr_find.stop_rule")["last_smooth"], rtol=1e-4)
 
 
 def test_valley() -> None:
