@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from petnb.data import ImageData
-from petnb.learner import vision_learner, wilson_interval
+from petnb.learner import vision_learner
+from petnb.losses import wilson_interval
 
 
 def one_seed(root: Path, seed: int) -> dict[str, Any]:

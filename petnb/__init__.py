@@ -6,48 +6,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .callbacks import EarlyStopping, SaveModel
     from .data import ImageData
     from .explorer import Explorer
     from .fine_tuning import fine_tune, freeze, freeze_to, unfreeze
     from .inference import Predictor, export
     from .interpretation import Interpretation, interpret
-    from .learner import (
-        Callback,
-        Learner,
-        Recorder,
-        accuracy,
-        error_rate,
-        macro_accuracy,
-        rates,
-        vision_learner,
-    )
+    from .learner import Callback, Learner, Recorder, vision_learner
+    from .losses import FocalLoss, LabelSmoothing, accuracy, error_rate, macro_accuracy
     from .lr_finder import FinderResult, lr_find, lr_suggest
-    from .model import Classifier, create_classifier, fastai_head, linear_head
+    from .model import Classifier, create_classifier
+    from .optimizers import layer_decay, rates
     from .schedules import cosine, fit_one_cycle, one_cycle, plot_schedules
     from .transforms import train_transform, valid_transform
 
 __all__ = [
     "Callback",
     "Classifier",
+    "EarlyStopping",
     "Explorer",
     "FinderResult",
+    "FocalLoss",
     "ImageData",
     "Interpretation",
+    "LabelSmoothing",
     "Learner",
     "Predictor",
     "Recorder",
+    "SaveModel",
     "accuracy",
     "cosine",
     "create_classifier",
     "error_rate",
     "export",
-    "fastai_head",
     "fine_tune",
     "fit_one_cycle",
     "freeze",
     "freeze_to",
     "interpret",
-    "linear_head",
+    "layer_decay",
     "lr_find",
     "lr_suggest",
     "macro_accuracy",
@@ -63,31 +60,34 @@ __all__ = [
 _homes = {
     "Callback": "learner",
     "Classifier": "model",
+    "EarlyStopping": "callbacks",
     "Explorer": "explorer",
     "FinderResult": "lr_finder",
+    "FocalLoss": "losses",
     "ImageData": "data",
     "Interpretation": "interpretation",
+    "LabelSmoothing": "losses",
     "Learner": "learner",
     "Predictor": "inference",
     "Recorder": "learner",
-    "accuracy": "learner",
+    "SaveModel": "callbacks",
+    "accuracy": "losses",
     "cosine": "schedules",
     "create_classifier": "model",
-    "error_rate": "learner",
+    "error_rate": "losses",
     "export": "inference",
-    "fastai_head": "model",
     "fine_tune": "fine_tuning",
     "fit_one_cycle": "schedules",
     "freeze": "fine_tuning",
     "freeze_to": "fine_tuning",
     "interpret": "interpretation",
-    "linear_head": "model",
+    "layer_decay": "optimizers",
     "lr_find": "lr_finder",
     "lr_suggest": "lr_finder",
-    "macro_accuracy": "learner",
+    "macro_accuracy": "losses",
     "one_cycle": "schedules",
     "plot_schedules": "schedules",
-    "rates": "learner",
+    "rates": "optimizers",
     "train_transform": "transforms",
     "unfreeze": "fine_tuning",
     "valid_transform": "transforms",

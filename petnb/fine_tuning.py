@@ -9,10 +9,11 @@ from typing import Any
 
 from . import model as models
 from .learner import Learner
+from .optimizers import Rate
 from .schedules import fit_one_cycle
 
 # %% auto #0
-__all__ = ['freeze_to', 'freeze', 'unfreeze', 'fine_tune']
+__all__ = ['freeze_to', 'freeze', 'unfreeze', 'fine_tune', 'unfreeze_gradually']
 
 # %% ../nbs/06_fine_tuning.ipynb #c3711988
 def freeze_to(
@@ -36,11 +37,11 @@ def unfreeze(
     "Train everything."
     freeze_to(learn, 0)
 
-# %% ../nbs/06_fine_tuning.ipynb #da9a178d
+# %% ../nbs/06_fine_tuning.ipynb #c88d96e5
 def fine_tune(
     learn: Learner,  # Whose model is trained
     epochs: int,  # Epochs in which everything trains
-    base_lr: float = 2e-3,  # Highest rate of the head in the first stage
+    base_lr: float = 2e-3,  # Highest rate of the head in the first stage; fastai's default
     freeze_epochs: int = 1,  # Epochs of the head alone, before
     lr_mult: float = 100,  # Then the first group's rate is this many times smaller than the head's
     pct_start: float = 0.3,  # Share of the second stage that climbs
@@ -53,3 +54,15 @@ def fine_tune(
     unfreeze(learn)
     rate = slice(base_lr / 2 / lr_mult, base_lr / 2)
     fit_one_cycle(learn, epochs, rate, pct_start=pct_start, div=div, **options)
+
+# %% ../nbs/06_fine_tuning.ipynb #15606881
+def unfreeze_gradually(
+    learn: Learner,  # Whose model is trained
+    epochs: int = 1,  # Epochs of each stage
+    lr_max: Rate = slice(1e-5, 1e-3),  # Highest rates of a stage, over all groups
+    **options: Any,  # Further arguments of `fit_one_cycle`, for each stage
+) -> None:
+    "Train the head, then one group more at each stage, down to all (Howard and Ruder, 2018)."
+    for first in reversed(range(len(learn.groups))):
+        freeze_to(learn, first)
+        fit_one_cycle(learn, epochs, lr_max, **options)

@@ -15,7 +15,8 @@ from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 
 from .data import show_images
-from .learner import Learner, get_preds, wilson_interval
+from .learner import Learner, get_preds
+from .losses import wilson_interval
 from .transforms import make_loader
 
 if TYPE_CHECKING:

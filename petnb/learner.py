@@ -9,11 +9,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -23,137 +23,43 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from .data import ImageData, in_notebook, progress_bar
+from .losses import Score, accuracy, macro_accuracy, mixing
 from .model import Classifier, HeadName, create_classifier, summary
+from .optimizers import MakeOptimizer, Rate, Settings, create_optimizer, rates, set_rates
 from .transforms import CROP_PCT, Normalize, epoch_batches, view_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from petnb.adviser import Advice
     from petnb.interpretation import Interpretation
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['Score', 'Rate', 'MakeOptimizer', 'Schedule', 'FORMAT', 'accuracy', 'error_rate', 'macro_accuracy', 'wilson_interval',
-           'rates', 'adamw', 'create_optimizer', 'set_rates', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss',
-           'plot_lr', 'history_table', 'Progress', 'train_step', 'train_epoch', 'fit', 'get_preds', 'validate',
+__all__ = ['Curve', 'Batch', 'T', 'FORMAT', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss', 'plot_lr',
+           'plot_metrics', 'history_table', 'Progress', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteLossError',
+           'clip_gradient', 'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate',
            'Learner', 'default_device', 'vision_learner', 'header', 'write_model', 'read_header', 'model_file', 'save',
            'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
-Score = Callable[[Tensor, Tensor], Tensor]  # From logits (n x classes) and targets (n) to a number
+Curve = Callable[[float], float]  # From position, 0 to 1, to a value
 
 
-def accuracy(
-    logits: Tensor,  # n x classes
-    targets: Tensor,  # n positions in the vocabulary
-) -> Tensor:  # Share of the images that are named correctly
-    "How often the class with the highest score is the right one."
-    return multiclass_accuracy(logits, targets, logits.shape[1], average="micro")
-
-
-def error_rate(
-    logits: Tensor,  # n x classes
-    targets: Tensor,  # n positions in the vocabulary
-) -> Tensor:  # Share of the images that are named wrongly
-    "One minus the accuracy."
-    return 1 - accuracy(logits, targets)
-
-
-def macro_accuracy(
-    logits: Tensor,  # n x classes
-    targets: Tensor,  # n positions in the vocabulary
-) -> Tensor:  # Mean over the classes that occur in `targets`
-    "How often each class is recognised, averaged over classes: rare ones count as much."
-    recall = multiclass_recall(logits, targets, logits.shape[1], average=None)
-    return recall[torch.bincount(targets, minlength=logits.shape[1]) > 0].mean()
+def settings_at(
+    position: float,  # Share of the training that is done, from 0 to 1
+    lrs: Sequence[float],  # Rate of each group
+    schedule: Curve,  # Factor for all rates
+    momentum: Curve,  # Momentum of all groups
+) -> Settings:  # (rate, momentum), one pair a group
+    "What each group's rate and momentum are at a position."
+    return [(lr * schedule(position), momentum(position)) for lr in lrs]
 
 # %% ../nbs/03_learner.ipynb #2f1646e3
-def wilson_interval(
-    share: float,  # Share that was right, from 0 to 1
-    n: int,  # Number of images it was measured on
-    z: float = 1.96,  # Standard deviations; 1.96 gives 95 %
-) -> tuple[float, float]:  # Lower and upper end
-    "Where the true share lies, with 95 % confidence (Wilson, 1927)."
-    middle = share + z**2 / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return (middle - spread) / (1 + z**2 / n), (middle + spread) / (1 + z**2 / n)
-
-# %% ../nbs/03_learner.ipynb #adc3a396
-Rate = float | slice | Sequence[float]
-
-
-def rates(
-    lr: Rate,  # A number, slice(b), slice(a, b) or one number a group
-    n_groups: int,  # How many groups there are
-    spacing: Literal["geometric", "linear"] = "geometric",  # How slice(a, b) is filled
-) -> list[float]:  # One rate a group, shallow to deep
-    "Spread `lr` over the groups as fastai does. Raises `ValueError` where that is impossible."
-    if isinstance(lr, slice):
-        if lr.stop is None or lr.step is not None:
-            raise ValueError(f"{lr}: write slice(b) or slice(a, b)")
-        if lr.start is None:
-            return [lr.stop / 10] * (n_groups - 1) + [float(lr.stop)]
-        if n_groups == 1:
-            return [float(lr.stop)]
-        if lr.start <= 0:
-            raise ValueError(f"{lr}: rates are over 0; to keep a group still, freeze it")
-        spread = np.geomspace if spacing == "geometric" else np.linspace
-        return [float(rate) for rate in spread(lr.start, lr.stop, n_groups)]
-    if isinstance(lr, Sequence):
-        if len(lr) != n_groups:
-            raise ValueError(f"{len(lr)} rates {list(lr)} for {n_groups} groups: give one each")
-        return [float(rate) for rate in lr]
-    return [float(lr)] * n_groups
-
-# %% ../nbs/03_learner.ipynb #47137dcf
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-
-
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    "AdamW with fastai's constants: betas .9 and .99, epsilon 1e-5."
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-5)
-
-
-def create_optimizer(
-    groups: list[list[nn.Parameter]],  # Parameters in order of depth
-    wd: float = 0.01,  # Weight decay of weight matrices; fastai's default
-    make: MakeOptimizer = adamw,  # Builds the optimiser from PyTorch's parameter groups
-) -> torch.optim.Optimizer:
-    "An optimiser over what trains; each parameter group knows its place in depth as `depth`."
-    parameter_groups = []
-    for depth, group in enumerate(groups):
-        trained = [parameter for parameter in group if parameter.requires_grad]
-        for decay, chosen in (
-            (wd, [parameter for parameter in trained if parameter.ndim > 1]),
-            (0.0, [parameter for parameter in trained if parameter.ndim <= 1]),
-        ):
-            if chosen:
-                parameter_groups.append({"params": chosen, "weight_decay": decay, "depth": depth})
-    if not parameter_groups:
-        raise ValueError("nothing trains: every parameter is frozen; call unfreeze() or freeze()")
-    return make(parameter_groups)
-
-# %% ../nbs/03_learner.ipynb #a0957b0e
-Schedule = Callable[[float], list[tuple[float, float]]]  # Position -> (rate, momentum) a group
-
-
-def set_rates(
-    optimizer: torch.optim.Optimizer,  # Made by `create_optimizer`
-    settings: list[tuple[float, float]],  # (rate, momentum), one pair a group
-) -> None:
-    "Give each parameter group the rate and the momentum of its depth."
-    for group in optimizer.param_groups:
-        group["lr"], momentum = settings[group["depth"]]
-        if "betas" in group:
-            group["betas"] = (momentum, *group["betas"][1:])
-        elif "momentum" in group:
-            group["momentum"] = momentum
-
-# %% ../nbs/03_learner.ipynb #2213f6a5
 class Callback:
     "Something that is told how a fit goes. Override the moments that you care about."
 
@@ -166,7 +72,10 @@ class Callback:
         "Before an epoch's first batch."
 
     def after_step(self, fit: Fit) -> None:
-        "After the weights have moved; `fit.loss` is this batch's."
+        "After the weights have moved; `fit.loss` is this step's."
+
+    def before_validate(self, fit: Fit) -> None:
+        "After an epoch's last step; the weights that are there now are judged."
 
     def after_epoch(self, fit: Fit) -> None:
         "After the validation; `fit.scores` has its results."
@@ -181,16 +90,25 @@ class Fit:
 
     learn: Learner  # Whose model is trained
     n_epochs: int  # How many epochs it will have
-    n_steps: int  # How many batches in all
+    n_steps: int  # How often the weights will move
     optimizer: torch.optim.Optimizer  # Made afresh for each fit
-    schedule: Schedule  # Rates and momenta, by position
-    callbacks: Sequence[Callback]  # In the order in which they are told
+    lrs: Sequence[float]  # Rate of each group, before the schedule's factor
+    schedule: Curve  # Factor for all rates, by position
+    momentum: Curve  # Momentum of all groups, by position
+    callbacks: Sequence[Callback] = ()  # In the order in which they are told
+    accumulate: int = 1  # Images that a step should see, at least
+    clip: float = math.inf  # Longest gradient, over all parameters together
+    mix: v2.Transform | None = None  # MixUp or CutMix
+    size: int | None = None  # Side to which batches are scaled before they are used
     epoch: int = 0  # Epochs done
     step: int = 0  # Steps done
-    loss: float = math.nan  # Of the last batch
-    n_images: int = 0  # In the last batch
-    settings: list[tuple[float, float]] = field(default_factory=list)  # (rate, momentum) a group
+    seen: int = 0  # Images of this epoch that earlier steps have used
+    n_images: int = 0  # In this step
+    loss: float = math.nan  # Of this step
+    norm: float = math.nan  # Length of this step's gradient, before clipping
+    settings: Settings = field(default_factory=list)  # (rate, momentum) a group
     scores: dict[str, float] = field(default_factory=dict)  # Of the last validation
+    stop: bool = False  # Set by a callback: this epoch was the last
 
     def tell(self, moment: str) -> None:
         "Call this moment's method of each callback."
@@ -212,25 +130,30 @@ class Recorder(Callback):
         self.losses: list[float] = []  # One a step
         self.lrs: list[list[float]] = []  # One row a step, one column a group
         self.moms: list[list[float]] = []  # The same for momentum
+        self.norms: list[float] = []  # Length of the gradient, before clipping
         self.images: list[int] = []  # Images in each step
+        self.times: list[float] = []  # Seconds since the fit began
 
     def before_fit(self, fit: Fit) -> None:
         self.forget_curves()
+        self.began = time.perf_counter()
 
     def before_epoch(self, fit: Fit) -> None:
-        self.started, self.first_step = time.perf_counter(), fit.step
+        self.epoch_began, self.first_step = time.perf_counter(), fit.step
 
     def after_step(self, fit: Fit) -> None:
         self.losses.append(fit.loss)
+        self.norms.append(fit.norm)
         self.images.append(fit.n_images)
         self.lrs.append([lr for lr, _ in fit.settings])
         self.moms.append([momentum for _, momentum in fit.settings])
+        self.times.append(time.perf_counter() - self.began)
 
     def after_epoch(self, fit: Fit) -> None:
         losses, images = self.losses[self.first_step :], self.images[self.first_step :]
         mean_loss = float(np.average(losses, weights=images))
         row = {"epoch": len(self.rows), "train_loss": mean_loss, **fit.scores}
-        self.rows.append({**row, "seconds": time.perf_counter() - self.started})
+        self.rows.append({**row, "seconds": time.perf_counter() - self.epoch_began})
 
     @property
     def history(self) -> pd.DataFrame:
@@ -241,6 +164,15 @@ class Recorder(Callback):
         "Losses averaged over about 1 / (1 - beta) steps; debiased, so that the start is right."
         return smooth(self.losses, beta)
 
+    @property
+    def curves(self) -> pd.DataFrame:
+        "One row a step of the last fit: loss, smoothed, norm, lr and momentum a group, seconds."
+        columns = {"loss": self.losses, "smoothed": self.smoothed(), "norm": self.norms}
+        for group in range(len(self.lrs[0]) if self.lrs else 0):
+            columns[f"lr_{group}"] = [row[group] for row in self.lrs]
+            columns[f"momentum_{group}"] = [row[group] for row in self.moms]
+        return pd.DataFrame({**columns, "seconds": self.times}).rename_axis("step")
+
     def plot_loss(self) -> Axes:
         "Draw the training loss of the last fit."
         return plot_loss(self)
@@ -248,6 +180,10 @@ class Recorder(Callback):
     def plot_lr(self) -> Axes:
         "Draw rate and momentum of the last fit."
         return plot_lr(self)
+
+    def plot_metrics(self) -> np.ndarray:
+        "Draw losses and metrics of all epochs."
+        return plot_metrics(self)
 
     def _repr_html_(self) -> str:
         return history_table(self.history)
@@ -288,14 +224,35 @@ def plot_lr(
 
     _, axes = plt.subplots(figsize=(6, 3))
     lrs = np.array(recorder.lrs)
-    for group, color in zip(range(lrs.shape[1]), ("#9db8d2", "#6a94bd", "#3b6ea5"), strict=False):
+    colors = plt.get_cmap("Blues")(np.linspace(0.4, 0.9, lrs.shape[1]))
+    for group, color in enumerate(colors):
         axes.plot(lrs[:, group], color=color, label=f"group {group}")
-    axes.set(xlabel="step", ylabel="learning rate", yscale="log", title="Rate and momentum")
+    axes.set(xlabel="step", ylabel="learning rate", yscale="log")
     momentum = axes.twinx()
     momentum.plot(np.array(recorder.moms)[:, -1], "--", color="#e8a33d")
     momentum.set_ylabel("momentum (dashed)")
-    axes.legend(frameon=False, loc="lower center")
+    if len(colors) <= 5:
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5)
     return axes
+
+
+def plot_metrics(
+    recorder: Recorder,  # After a fit
+) -> np.ndarray:  # Two axes: losses, metrics
+    "Both losses and each metric over all epochs there ever were."
+    import matplotlib.pyplot as plt
+
+    _, panels = plt.subplots(1, 2, figsize=(9, 3))
+    history = recorder.history.set_index(np.arange(1, len(recorder.rows) + 1))
+    losses = [name for name in ("train_loss", "valid_loss") if name in history]
+    metrics = [name for name in history.columns if name not in ("epoch", "seconds", *losses)]
+    for axes, names in zip(panels, (losses, metrics), strict=True):
+        for name in names:
+            axes.plot(history[name], ".-", label=name)
+        axes.set(xlabel="epoch", xticks=history.index[:: max(len(history) // 10, 1)])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return np.asarray(panels)
 
 # %% ../nbs/03_learner.ipynb #1f38e316
 def history_table(
@@ -345,21 +302,100 @@ class Progress(Callback):
         self.bar.close()
 
 # %% ../nbs/03_learner.ipynb #d1d0d9a5
-def train_step(
+Batch = tuple[Tensor, Tensor]  # Images, bytes, n x 3 x h x w; n positions in the vocabulary
+
+
+def backward(
     fit: Fit,  # The state of the run
     images: Tensor,  # n x 3 x h x w, bytes
     targets: Tensor,  # n positions in the vocabulary
-) -> None:
-    "One batch: set the rates, guess, measure, and move the weights."
+) -> float:  # This batch's share of the step's loss
+    "Guess, measure, and add this batch's share of the gradient to what is there."
     learn = fit.learn
-    fit.settings = fit.schedule(fit.step / fit.n_steps)
-    set_rates(fit.optimizer, fit.settings)
-    torch.manual_seed(view_seed(learn.seed, learn.n_steps, 0))
-    loss = learn.loss_func(learn.model(learn.prepare(images)), targets.to(learn.device))
-    fit.optimizer.zero_grad()
+    inputs, wanted = learn.prepare(images, fit.size), targets.to(learn.device)
+    if fit.mix is not None:
+        inputs, wanted = fit.mix(inputs, wanted)
+    loss = learn.loss_func(learn.model(inputs), wanted) * (len(images) / fit.n_images)
     loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()
+
+# %% ../nbs/03_learner.ipynb #7e23e425
+T = TypeVar("T")
+
+
+def gather(
+    batches: Iterable[T],  # Of any kind
+    n_images: int,  # How many images a group should hold, at least
+    count: Callable[[T], int],  # Images in a batch
+) -> Iterator[list[T]]:
+    "Batches in groups that hold `n_images` or more; the last group may hold fewer."
+    group: list[T] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(map(count, group)) >= n_images:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def steps_per_epoch(
+    learn: Learner,  # Whose training images
+    accumulate: int = 1,  # Images that a step should see, at least
+) -> int:
+    "How often the weights move in an epoch. Raises `ValueError` if `accumulate` is below 1."
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate}; it is a number of images, 1 or more")
+    return sum(1 for _ in gather(epoch_batches(learn.data.train), accumulate, len))
+
+# %% ../nbs/03_learner.ipynb #435b6901
+class NonFiniteLossError(ArithmeticError):
+    "A loss or a gradient that is no number. The weights are as they were before the step."
+
+
+def clip_gradient(
+    fit: Fit,  # The state of the run, after `backward`
+) -> None:
+    "Measure the gradient and shorten it. Raises `NonFiniteLossError` if it is no number."
+    trained = [p for group in fit.optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in trained if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    fit.norm = float(norm)
+    if not (math.isfinite(fit.loss) and math.isfinite(fit.norm)):
+        raise NonFiniteLossError(
+            f"step {fit.step} (epoch {fit.epoch}): the loss is {fit.loss}, the gradient's length "
+            f"{fit.norm}, at rates {[lr for lr, _ in fit.settings]}. The weights are as before "
+            "this step. A smaller rate may help (learn.lr_find()). "
+            f"Its files: {', '.join(files(fit))}"
+        )
+    if fit.norm > fit.clip:
+        nn.utils.clip_grads_with_norm_(trained, fit.clip, norm)
+
+
+def files(
+    fit: Fit,  # The state of the run
+) -> list[str]:  # Paths
+    "The image files of this step."
+    order = epoch_batches(fit.learn.data.train).order(fit.learn.n_epochs)
+    items = fit.learn.data.on_side("train")["path"]
+    return [str(items.iloc[i]) for i in order[fit.seen : fit.seen + fit.n_images]]
+
+# %% ../nbs/03_learner.ipynb #ac83174b
+def train_step(
+    fit: Fit,  # The state of the run
+    batches: Sequence[Batch],  # One batch, or several whose gradients are added up
+) -> None:
+    "Set the rates, guess, measure, and move the weights once."
+    learn = fit.learn
+    position = fit.step / fit.n_steps
+    settings = settings_at(position, fit.lrs, fit.schedule, fit.momentum)
+    fit.settings = set_rates(fit.optimizer, settings)
+    fit.n_images = sum(len(targets) for _, targets in batches)
+    torch.manual_seed(view_seed(learn.seed, learn.n_steps, 0))
+    fit.optimizer.zero_grad()
+    fit.loss = sum(backward(fit, images, targets) for images, targets in batches)
+    clip_gradient(fit)
     fit.optimizer.step()
-    fit.loss, fit.n_images = loss.item(), len(images)
     fit.step += 1
     learn.n_steps += 1
 
@@ -368,45 +404,69 @@ def train_epoch(
     fit: Fit,  # The state of the run
 ) -> None:
     "One pass through the training images, in an order and with views that are this epoch's own."
-    learn = fit.learn
+    learn, fit.seen = fit.learn, 0
+    epoch_batches(learn.data.train).set_epoch(learn.n_epochs)
     fit.tell("before_epoch")
     learn.model.train()
-    epoch_batches(learn.data.train).set_epoch(learn.n_epochs)
-    for images, targets in learn.data.train:
-        train_step(fit, images, targets)
+    for batches in gather(learn.data.train, fit.accumulate, lambda batch: len(batch[1])):
+        train_step(fit, batches)
+        fit.seen += fit.n_images
         fit.tell("after_step")
     learn.n_epochs += 1
-    fit.scores = validate(learn)
     fit.epoch += 1
+    fit.tell("before_validate")
+    fit.scores = validate(learn)
     fit.tell("after_epoch")
 
 # %% ../nbs/03_learner.ipynb #2355e0f5
+class FitOptions(TypedDict, total=False):
+    "What every kind of fit takes besides epochs, rates and their schedule; see `fit`."
+
+    wd: float
+    callbacks: Sequence[Callback]
+    accumulate: int
+    clip: float
+    mixup: float
+    cutmix: float
+
+
 def fit(
     learn: Learner,  # Whose model is trained
     n_epochs: int,  # How often each training image is seen
-    lr: Rate = 1e-3,  # Constant rate: a number, slice(b), slice(a, b) or a list; fastai's default
-    schedule: Schedule | None = None,  # Rates that change; None: constant `lr`, momentum .9
-    wd: float = 0.01,  # Weight decay
+    lr: Rate = 1e-3,  # A number, slice(b), slice(a, b) or a list; the default is fastai's
+    schedule: Curve | None = None,  # Factor for all rates, by position; None: they stay constant
+    momentum: Curve | float = 0.9,  # By position, or constant; 0.9 as in fastai and in Adam's paper
+    *,
+    wd: float = 0.01,  # Weight decay; fastai's default
     callbacks: Sequence[Callback] = (),  # Who else is told how it goes
+    accumulate: int = 1,  # Images that each step sees, at least; 1: every batch is a step
+    clip: float = math.inf,  # Longest gradient; inf: it is only checked
+    mixup: float = 0.0,  # Parameter of MixUp's Beta distribution; 0: none
+    cutmix: float = 0.0,  # The same for CutMix; both: one of the two for each batch
 ) -> None:
     "Train for `n_epochs`, validating after each. Raises `ValueError` if nothing can train."
     if n_epochs < 1:
         raise ValueError(f"n_epochs is {n_epochs}; it must be 1 or more")
-    constant = [(rate, 0.9) for rate in rates(lr, len(learn.groups))]
+    if not clip > 0:
+        raise ValueError(f"clip is {clip}; it is a length over 0, or inf for none")
     shown = [Progress()] if learn.show_progress else []
-    everyone = sorted([learn.recorder, *shown, *callbacks], key=lambda callback: callback.order)
     run = Fit(
         learn,
         n_epochs,
-        n_epochs * len(learn.data.train),
+        n_epochs * steps_per_epoch(learn, accumulate),
         create_optimizer(learn.groups, wd, learn.optimizer),
-        schedule or (lambda position: constant),
-        everyone,
+        rates(lr, len(learn.groups)),
+        schedule or (lambda position: 1.0),
+        momentum if callable(momentum) else (lambda position: float(momentum)),
+        sorted([learn.recorder, *shown, *callbacks], key=lambda callback: callback.order),
+        accumulate,
+        clip,
+        mixing(len(learn.data.vocab), mixup, cutmix),
     )
     with torch.random.fork_rng():
         try:
             run.tell("before_fit")
-            for _ in range(n_epochs):
+            while run.epoch < n_epochs and not run.stop:
                 train_epoch(run)
         finally:
             learn.model.eval()
@@ -433,7 +493,8 @@ def validate(
 ) -> dict[str, float]:  # valid_loss, and each metric by its name
     "Loss and metrics on images that are not learnt from."
     logits, targets = get_preds(learn, learn.data.valid if loader is None else loader)
-    scores = {"valid_loss": learn.loss_func(logits, targets).item()}
+    loss = learn.loss_func(logits.to(learn.device), targets.to(learn.device))
+    scores = {"valid_loss": loss.item()}
     for metric in learn.metrics:
         scores[getattr(metric, "__name__", type(metric).__name__)] = float(metric(logits, targets))
     return scores
@@ -448,14 +509,17 @@ class Learner:
         model: Classifier,  # Trained in place
         loss_func: Score = F.cross_entropy,  # From logits and targets to a loss
         metrics: Sequence[Score] = (accuracy, macro_accuracy),  # Shown after each epoch
-        optimizer: MakeOptimizer = adamw,  # Builds the optimiser
+        optimizer: str | MakeOptimizer = "adamw",  # By name (torch's or timm's), or what builds it
         path: str | Path = "models",  # Folder for `save` and `load`; made when needed
         seed: int = 42,  # Decides dropout; the data has a seed of its own
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
         show_progress: bool = True,  # False: fits show neither a bar nor a row for each epoch
     ):
         self.device = torch.device(device or default_device())
-        self.data, self.loss_func, self.metrics = data, loss_func, tuple(metrics)
+        self.data, self.metrics = data, tuple(metrics)
+        self.loss_func: Score = (
+            loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
+        )
         self.optimizer, self.path, self.seed = optimizer, Path(path), seed
         self.model: Classifier = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
@@ -467,18 +531,27 @@ class Learner:
         "Parameters in order of depth: early body, late body, head."
         return self.model.groups()
 
-    def prepare(self, images: Tensor) -> Tensor:
-        "Bytes, n x 3 x h x w, to what the model expects, on its device."
-        images = images.to(self.device, non_blocking=True)
-        return self.normalize(images).contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    def prepare(self, images: Tensor, size: int | None = None) -> Tensor:
+        "Bytes, n x 3 x h x w, to what the model expects, on its device; scaled if a size is given."
+        images = self.normalize(images.to(self.device, non_blocking=True))
+        if size is not None and size != images.shape[-1]:
+            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        return images.contiguous(memory_format=torch.channels_last)
 
     def summary(self) -> pd.DataFrame:
         "Parameters of each group, and how many train."
         return summary(self.model)
 
-    def fit(self, n_epochs: int, lr: Rate = 1e-3, **options: Any) -> None:
-        "Train at a constant rate; see `fit`."
-        fit(self, n_epochs, lr, **options)
+    def fit(
+        self,
+        n_epochs: int,
+        lr: Rate = 1e-3,
+        schedule: Curve | None = None,
+        momentum: Curve | float = 0.9,
+        **options: Unpack[FitOptions],
+    ) -> None:
+        "Train, at a constant rate if no schedule is given; see `fit`."
+        fit(self, n_epochs, lr, schedule, momentum, **options)
 
     def validate(self, loader: DataLoader[tuple[Tensor, Tensor]] | None = None) -> dict[str, float]:
         "Loss and metrics on the images held out; see `validate`."
@@ -504,6 +577,18 @@ class Learner:
 
         fit_one_cycle(self, n_epochs, lr_max, **options)
 
+    def fit_flat_cos(self, n_epochs: int, lr: Rate = 1e-3, **options: Any) -> None:
+        "Train at a constant rate that falls at the end; see `petnb.schedules`."
+        from petnb.schedules import fit_flat_cos
+
+        fit_flat_cos(self, n_epochs, lr, **options)
+
+    def fit_sgdr(self, n_cycles: int, cycle_len: int, lr_max: Rate = 1e-3, **options: Any) -> None:
+        "Train with warm restarts; see `petnb.schedules`."
+        from petnb.schedules import fit_sgdr
+
+        fit_sgdr(self, n_cycles, cycle_len, lr_max, **options)
+
     def freeze_to(self, n: int) -> None:
         "Freeze the groups before the n-th; see `petnb.fine_tuning`."
         from petnb.fine_tuning import freeze_to
@@ -527,6 +612,18 @@ class Learner:
         from petnb.fine_tuning import fine_tune
 
         fine_tune(self, epochs, base_lr, **options)
+
+    def unfreeze_gradually(self, epochs: int = 1, **options: Any) -> None:
+        "Head first, then one group more at each stage; see `petnb.fine_tuning`."
+        from petnb.fine_tuning import unfreeze_gradually
+
+        unfreeze_gradually(self, epochs, **options)
+
+    def advise(self, **options: Any) -> Advice:
+        "Which of these to choose for the data at hand, and why; see `petnb.adviser`."
+        from petnb.adviser import advise
+
+        return advise(self, **options)
 
     def interpret(self, split: str = "valid") -> Interpretation:
         "What the model gets right and wrong; see `petnb.interpretation`."
@@ -560,11 +657,12 @@ def vision_learner(
     head: HeadName = "linear",  # "linear" or "fastai"
     pretrained: bool = True,  # Start from pretrained weights, with the body frozen
     train_bn: bool | None = None,  # Let the body's batch norms drift; None: only if not pretrained
+    n_groups: int | None = 3,  # Groups by depth: early body, late body, head; None: one a depth
     seed: int = 42,  # Decides the head's first weights and dropout
     **options: Any,  # loss_func, optimizer, path, device, show_progress: see `Learner`
 ) -> Learner:
     "A learner with a pretrained, frozen body and a new head."
-    model = create_classifier(backbone, len(data.vocab), head, pretrained, train_bn, seed)
+    model = create_classifier(backbone, len(data.vocab), head, pretrained, train_bn, seed, n_groups)
     learn = Learner(data, model, metrics=metrics, seed=seed, **options)
     if pretrained:
         learn.freeze()

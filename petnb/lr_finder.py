@@ -8,17 +8,17 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from sklearn.isotonic import IsotonicRegression
-from torch import Tensor
 
 from .data import progress_bar
-from .learner import Fit, Learner, create_optimizer, smooth, train_step
+from .learner import Batch, Fit, Learner, NonFiniteLossError, gather, smooth, train_step
+from .optimizers import Rate, create_optimizer, rates
 from .transforms import epoch_batches
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def fork_type(
 # %% ../nbs/04_lr_finder.ipynb #f091ab32
 def endless_batches(
     learn: Learner,  # Whose training images
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     "Epoch after epoch of training batches, each with an order and views of its own."
     epoch = learn.n_epochs
     while True:
@@ -102,22 +102,28 @@ def lr_find(
     learn: Learner,  # Whose model is tried; afterwards it is as before
     start_lr: float = 1e-7,  # Surely too small
     end_lr: float = 10,  # Surely too large
-    n_steps: int = 100,  # Batches to spend, and so points of the curve
+    n_steps: int = 100,  # Steps to spend, and so points of the curve
+    ratios: Rate = 1.0,  # Rates of the groups relative to each other, as in the fit to come
     wd: float = 0.01,  # Weight decay, as it will be in training
+    accumulate: int = 1,  # Images that each step sees, at least, as it will be in training
 ) -> FinderResult:
     "The learning-rate range test (Smith, 2017, section 3.3). Restores everything; writes nothing."
     found = FinderResult(n_steps)
+    lrs = rates(ratios, len(learn.groups))
+    relative = [lr / lrs[-1] for lr in lrs]
 
-    def schedule(position: float) -> list[tuple[float, float]]:
-        return [(exponential(start_lr, end_lr, position), 0.9)] * len(learn.groups)
+    def schedule(position: float) -> float:
+        return exponential(start_lr, end_lr, position)
 
     with preserved(learn):
         optimizer = create_optimizer(learn.groups, wd, learn.optimizer)
-        run = Fit(learn, 1, n_steps, optimizer, schedule, [])
+        run = Fit(learn, 1, n_steps, optimizer, relative, schedule, lambda position: 0.9)
         learn.model.train()
-        batches = zip(range(n_steps), endless_batches(learn), strict=False)
-        for _, (images, targets) in progress_bar(batches, "finding a rate", n_steps):
-            train_step(run, images, targets)
+        groups = gather(endless_batches(learn), accumulate, lambda batch: len(batch[1]))
+        steps = zip(range(n_steps), groups, strict=False)
+        for _, batches in progress_bar(steps, "finding a rate", n_steps):
+            with suppress(NonFiniteLossError):  # Noted below, and the end of the experiment
+                train_step(run, batches)
             found.lrs.append(run.settings[-1][0])
             found.raw_losses.append(run.loss)
             found.losses = smooth(found.raw_losses, 0.98)
@@ -262,7 +268,8 @@ def plot_finder(
         axes.axvline(middle, color="#e8a33d", label=f"half of the fall: {middle:.1e}")
     for (name, lr), marker in zip(found.suggestions.items(), "vs^D", strict=False):
         axes.plot(lr, np.interp(lr, lrs, losses), marker, label=f"{name}: {lr:.1e}")
-    top = float(np.nanmax(found.losses[: max(len(found.losses) // 2, 1)]))
+    first_half = np.array(found.losses[: max(len(found.losses) // 2, 1)])
+    top = float(first_half[np.isfinite(first_half)].max(initial=0)) or 1.0
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, 2 * top))
     axes.set_title("Learning-rate range test" + ("" if found.lr else ": no usable rate"))
     axes.legend(frameon=False, fontsize=8, loc="upper left")

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,13 @@ import pandas as pd
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
-from timm.models import group_parameters
+from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['LITE0', 'LITE0_SHA256', 'HeadName', 'BATCH_NORMS', 'packaged_weights', 'linear_head', 'ConcatPool', 'fastai_head',
-           'body_depths', 'Classifier', 'feature_map', 'create_classifier', 'freeze_to', 'batch_norm_parameters',
-           'summary']
+__all__ = ['LITE0', 'LITE0_SHA256', 'HeadName', 'packaged_weights', 'linear_head', 'ConcatPool', 'fastai_head', 'blocks_in_order',
+           'classifier_name', 'body_depths', 'cut_depths', 'batch_norms', 'Classifier', 'feature_map',
+           'create_classifier', 'freeze_to', 'batch_norm_parameters', 'group_names', 'summary']
 
 # %% ../nbs/02_model.ipynb #2ad5d309
 LITE0 = "tf_efficientnet_lite0"
@@ -71,13 +72,16 @@ def fastai_head(
     n_classes: int,  # Classes to tell apart
     hidden: int = 512,  # Width of the hidden layer
     dropout: float = 0.5,  # Before the last layer; half as much before the first
+    concat_pool: bool = True,  # Maximum beside the average; False: the average alone
 ) -> nn.Sequential:  # From n x n_features x h x w to logits, n x n_classes
     "The head that fastai builds by default (Howard and Gugger, 2020, its `create_head`)."
+    pool = ConcatPool() if concat_pool else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    n_pooled = 2 * n_features if concat_pool else n_features
     return nn.Sequential(
-        ConcatPool(),
-        nn.BatchNorm1d(2 * n_features),
+        pool,
+        nn.BatchNorm1d(n_pooled),
         nn.Dropout(dropout / 2),
-        nn.Linear(2 * n_features, hidden, bias=False),
+        nn.Linear(n_pooled, hidden, bias=False),
         nn.ReLU(inplace=True),
         nn.BatchNorm1d(hidden),
         nn.Dropout(dropout),
@@ -85,18 +89,70 @@ def fastai_head(
     )
 
 # %% ../nbs/02_model.ipynb #40861427
+def blocks_in_order(
+    names: list[str],  # Names of parameters, in order of the modules
+) -> list[list[str]]:  # One list a block
+    "Neighbours of one block together: `stages.0.blocks.1.fc1.weight` is of `stages.0.blocks.1`."
+
+    def block(name: str) -> list[str]:
+        *modules, _ = name.split(".")
+        numbers = [place for place, module in enumerate(modules) if module.isdigit()]
+        return modules[: numbers[-1] + 1 if numbers else 1]
+
+    return [list(names) for _, names in groupby(names, block)]
+
+# %% ../nbs/02_model.ipynb #70dc42b8
+def classifier_name(
+    body: Any,  # A timm model, with or without its classifier
+) -> str:  # Name of the classifier's module; the first if there are several
+    "Where timm would put the classifier of this architecture, such as `head.fc`."
+    names = body.pretrained_cfg["classifier"] or "classifier"
+    return str(names if isinstance(names, str) else names[0])
+
+# %% ../nbs/02_model.ipynb #fc59bd75
 def body_depths(
     body: Any,  # A timm model without its classifier
 ) -> list[list[str]]:  # Names of parameters, one list a depth, shallow to deep
-    "Parameters by depth, as timm's `group_matcher` says; by order of modules where it has none."
+    "Parameters by depth, as timm's `group_matcher` says; by order of blocks where it has none."
+    names = [name for name, _ in body.named_parameters()]
     if not hasattr(body, "group_matcher"):
-        return [[name] for name, _ in body.named_parameters()]
-    by_depth = group_parameters(body, body.group_matcher(coarse=False))
-    return [by_depth[depth] for depth in sorted(by_depth)]
+        return blocks_in_order(names)
+    classifier = classifier_name(body)
+    matcher = body.group_matcher(coarse=False)
+    by_depth = group_with_matcher(((name, name) for name in [*names, classifier]), matcher)
+    *depths, last = (by_depth[depth] for depth in sorted(by_depth))
+    unnamed = [name for name in last if name != classifier]
+    return [*depths[:-1], depths[-1] + unnamed]
 
-# %% ../nbs/02_model.ipynb #b0d78217
+# %% ../nbs/02_model.ipynb #5c6b0342
+def cut_depths(
+    depths: list[list[str]],  # Names of the body's parameters, one list a depth
+    n_groups: int | None = 3,  # Groups with the head; 3 is fastai's number; None: one a depth
+) -> list[list[str]]:  # Names in n_groups - 1 groups of the body
+    "Cut a body's depths into contiguous runs of nearly equal numbers of depths."
+    if n_groups is None:
+        return depths
+    most = len(depths) + 1
+    if not 2 <= n_groups <= most:
+        raise ValueError(
+            f"n_groups is {n_groups}, but this body has {len(depths)} depths: with the head that "
+            f"makes 2 to {most} groups; None gives one for each depth"
+        )
+    size, over = divmod(len(depths), n_groups - 1)
+    bounds = [run * size + min(run, over) for run in range(n_groups)]
+    return [list(chain(*depths[start:end])) for start, end in pairwise(bounds)]
+
+# %% ../nbs/02_model.ipynb #2a94b597
+def batch_norms(
+    body: nn.Module,  # Any module
+) -> Iterator[nn.Module]:  # PyTorch's, timm's, anybody's
+    "The modules that keep running statistics, which drift in training mode."
+    for module in body.modules():
+        if any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False)):
+            yield module
+
+# %% ../nbs/02_model.ipynb #737520c7
 HeadName = Literal["linear", "fastai"]
-BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 class Classifier(nn.Module):
@@ -109,12 +165,14 @@ class Classifier(nn.Module):
         n_classes: int,  # Classes to tell apart
         head: HeadName = "linear",  # Kind of head
         train_bn: bool = False,  # Let the body's batch norms update their statistics
+        n_groups: int | None = 3,  # Early body, late body, head; None: one a depth, and the head
     ):
         super().__init__()
         if head not in ("linear", "fastai"):
             raise ValueError(f"head is {head!r}; it is 'linear' or 'fastai'")
         self.architecture, self.head_name, self.train_bn = architecture, head, train_bn
-        self.body = body
+        self.body, self.n_groups = body, n_groups
+        cut_depths(body_depths(body), n_groups)
         linear = head == "linear"
         n_features = int(body.head_hidden_size if linear else body.num_features)
         self.head = (linear_head if linear else fastai_head)(n_features, n_classes)
@@ -132,13 +190,10 @@ class Classifier(nn.Module):
         return self.head(self.features(images))  # type: ignore[no-any-return]
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "Parameters in order of depth: early body, late body, head."
+        "Parameters in order of depth, `n_groups` lists of them: the body's, then the head's."
         named = dict(self.body.named_parameters())
-        depths = body_depths(self.body)
-        middle = (len(depths) + 1) // 2
-        halves = [depths[:middle], depths[middle:]]
-        body = [[named[name] for depth in half for name in depth] for half in halves]
-        return [*body, list(self.head.parameters())]
+        body = cut_depths(body_depths(self.body), self.n_groups)
+        return [*([named[name] for name in run] for run in body), list(self.head.parameters())]
 
     def train(self, mode: bool = True) -> Classifier:
         "Switch modes, but keep still what is frozen and what should not drift."
@@ -146,24 +201,28 @@ class Classifier(nn.Module):
         if mode and not self.train_bn:
             if not any(parameter.requires_grad for parameter in self.body.parameters()):
                 self.body.eval()
-            for module in self.body.modules():
-                if isinstance(module, BATCH_NORMS):
-                    module.eval()
+            for module in batch_norms(self.body):
+                module.eval()
         return self
 
-# %% ../nbs/02_model.ipynb #5c6b0342
+# %% ../nbs/02_model.ipynb #9fcfc045
 def feature_map(
     features: Any,  # What a timm body's forward_features gives
-    body: nn.Module,  # That body
-) -> Tensor:  # n x channels x height x width
+    body: Any,  # That body
+) -> Tensor:  # n x channels x height x width; tokens as height n_tokens, width 1
     "Features with channels first. Raises `ValueError` for bodies that give several maps."
     if not isinstance(features, Tensor):
         raise ValueError(f"this body gives a {type(features).__name__} of maps: use head='linear'")
-    if features.ndim == 3:
-        prefix = int(getattr(body, "num_prefix_tokens", 0))
+    shape, channels = tuple(features.shape), int(body.num_features)
+    if len(shape) == 3 and shape[2] == channels:
+        has_class_token = getattr(body, "cls_token", None) is not None
+        prefix = int(getattr(body, "num_prefix_tokens", has_class_token))
         return features[:, prefix:].transpose(1, 2).unsqueeze(-1)
-    channels_first = features.shape[1] == body.num_features
-    return features if channels_first else features.permute(0, 3, 1, 2)
+    if len(shape) != 4 or channels not in (shape[1], shape[3]):
+        raise ValueError(f"no {channels} channels in features of shape {shape}: use head='linear'")
+    says_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
+    channels_last = shape[3] == channels and (says_last or shape[1] != channels)
+    return features.permute(0, 3, 1, 2) if channels_last else features
 
 # %% ../nbs/02_model.ipynb #7775e150
 def _timm_body(architecture: str, pretrained: bool) -> Any:
@@ -195,6 +254,7 @@ def create_classifier(
     pretrained: bool = True,  # Start from pretrained weights
     train_bn: bool | None = None,  # None: only without pretrained weights
     seed: int = 42,  # Decides the initial weights of what is not pretrained
+    n_groups: int | None = 3,  # Early body, late body, head; None: one a depth, and the head
 ) -> Classifier:
     "A pretrained body with a new head, in evaluation mode."
     architecture = LITE0 if backbone == "lite0" else backbone
@@ -202,7 +262,7 @@ def create_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         body = _timm_body(architecture, pretrained)
-        return Classifier(architecture, body, n_classes, head, bn).eval()
+        return Classifier(architecture, body, n_classes, head, bn, n_groups).eval()
 
 # %% ../nbs/02_model.ipynb #6980aa67
 def freeze_to(
@@ -223,18 +283,26 @@ def freeze_to(
             parameter.requires_grad_(True)
 
 
-def batch_norm_parameters(body: nn.Module) -> Iterable[nn.Parameter]:
+def batch_norm_parameters(body: nn.Module) -> Iterator[nn.Parameter]:
     "Weights and biases of the body's batch norms, which fastai trains even when frozen."
-    for module in body.modules():
-        if isinstance(module, BATCH_NORMS):
-            yield from module.parameters()
+    for module in batch_norms(body):
+        yield from module.parameters(recurse=False)
 
 # %% ../nbs/02_model.ipynb #821ab355
+def group_names(
+    n_groups: int,  # Groups of a model, with the head
+) -> list[str]:  # One name each, shallow to deep
+    "Early body, late body, head, if they are three; otherwise the body's are numbered."
+    if n_groups == 3:
+        return ["early body", "late body", "head"]
+    return [*(f"body {number}" for number in range(n_groups - 1)), "head"]
+
+# %% ../nbs/02_model.ipynb #f56fb575
 def summary(
     model: Classifier,  # Any classifier
 ) -> pd.DataFrame:  # One row a group
     "How many parameters each group has, and whether they train."
-    names = ["early body", "late body", "head"]
+    groups = model.groups()
     rows = [
         {
             "group": name,
@@ -242,6 +310,6 @@ def summary(
             "parameters": sum(parameter.numel() for parameter in group),
             "trainable": sum(p.numel() for p in group if p.requires_grad),
         }
-        for name, group in zip(names, model.groups(), strict=True)
+        for name, group in zip(group_names(len(groups)), groups, strict=True)
     ]
     return pd.DataFrame(rows).set_index("group")

@@ -6,46 +6,169 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from .learner import Callback, Learner, Rate, fit, rates
+from .learner import Curve, FitOptions, Learner, fit
+from .lr_finder import exponential
+from .optimizers import Rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['cosine', 'plot_schedules', 'one_cycle', 'fit_one_cycle']
+__all__ = ['linear', 'cosine', 'polynomial', 'plot_schedules', 'constant', 'exponential_decay', 'time_decay', 'combine',
+           'step_decay', 'triangular', 'warm_restarts', 'flat_cosine', 'one_cycle_curves', 'one_cycle', 'fit_one_cycle',
+           'fit_flat_cos', 'fit_sgdr']
 
-# %% ../nbs/05_one_cycle.ipynb #68c16588
+# %% ../nbs/05_one_cycle.ipynb #eb573ef5
+def linear(
+    start: float,  # Value at position 0
+    end: float,  # Value at position 1
+    position: float,  # Share of the way, from 0 to 1
+) -> float:  # The value in between
+    "A straight line from `start` to `end`."
+    return start + position * (end - start)
+
+# %% ../nbs/05_one_cycle.ipynb #c2da72b2
 def cosine(
     start: float,  # Value at position 0
-    end: float,  # Value approached at position 1
-    position: float,  # Share of the schedule that is done, from 0 to 1
+    end: float,  # Value at position 1
+    position: float,  # Share of the way, from 0 to 1
 ) -> float:  # The value in between
     "Half a cosine from `start` to `end` (Loshchilov and Hutter, 2017, equation 5)."
     return end + (start - end) * (1 + math.cos(math.pi * position)) / 2
 
 # %% ../nbs/05_one_cycle.ipynb #d13f1f71
+def polynomial(
+    start: float,  # Value at position 0
+    end: float,  # Value at position 1
+    position: float,  # Share of the way, from 0 to 1
+    power: float = 2.0,  # 1 is the straight line; larger ones leave `start` later
+) -> float:  # The value in between
+    "From `start` to `end` as a power of the position."
+    return start + float(position**power) * (end - start)
+
+# %% ../nbs/05_one_cycle.ipynb #23492419
 def plot_schedules(
-    schedules: Mapping[str, Callable[[float], float]],  # From position to value, by name
+    schedules: Mapping[str, Curve],  # From position to value, by name
     ylabel: str = "learning rate",  # What the value is
+    axes: Axes | None = None,  # Where to draw; None: a figure of its own
 ) -> Axes:
     "Draw schedules over each other, from position 0 to 1."
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(figsize=(6, 3))
-    positions = np.linspace(0, 1, 200)
+    if axes is None:
+        axes = plt.subplots(figsize=(6, 3))[1]
+        axes.set(xlabel="share of the training that is done", ylabel=ylabel)
+    positions = np.linspace(0, 1, 401)
     for name, schedule in schedules.items():
         axes.plot(positions, [schedule(position) for position in positions], label=name)
-    axes.set(xlabel="share of the training that is done", ylabel=ylabel)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
-# %% ../nbs/05_one_cycle.ipynb #b5f1fc75
+# %% ../nbs/05_one_cycle.ipynb #7bc2c641
+def constant(
+    factor: float = 1.0,  # Times the rate
+) -> Curve:
+    "The same all the time."
+    return lambda position: factor
+
+
+def exponential_decay(
+    end: float = 0.01,  # Factor at position 1; over 0
+) -> Curve:
+    "From 1 to `end`, by equal ratios in equal times."
+    return partial(exponential, 1.0, end)
+
+
+def time_decay(
+    end: float = 0.01,  # Factor at position 1; over 0
+) -> Curve:
+    "1 / (1 + k position), with the k that leads to `end`: fast at first, ever slower."
+    return lambda position: 1 / (1 + (1 / end - 1) * position)
+
+# %% ../nbs/05_one_cycle.ipynb #fd879933
+def combine(
+    shares: Sequence[float],  # Of the training, one a curve; they sum to 1, and 0 leaves one out
+    curves: Sequence[Curve],  # One after the other; each sees its own position from 0 to 1
+) -> Curve:
+    "Join curves to one. Raises `ValueError` where the shares are none."
+    if len(shares) != len(curves):
+        raise ValueError(f"{len(shares)} shares for {len(curves)} curves: give one each")
+    if min(shares, default=0) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-9):
+        raise ValueError(f"shares {list(shares)} sum to {sum(shares):g}: 0 or more each, sum 1")
+    pieces = [curve for share, curve in zip(shares, curves, strict=True) if share > 0]
+    edges = [0.0, *accumulate(share for share in shares if share > 0)]
+    edges[-1] = 1.0
+
+    def combined(position: float) -> float:
+        number = min(bisect_right(edges, position + 1e-9), len(pieces)) - 1
+        start, end = edges[number], edges[number + 1]
+        return pieces[number](max(position - start, 0.0) / (end - start))
+
+    return combined
+
+# %% ../nbs/05_one_cycle.ipynb #71452e17
+def step_decay(
+    n_drops: int = 2,  # How often the rate falls, at equal distances
+    factor: float = 0.1,  # What is left of it each time
+) -> Curve:
+    "Constant, but multiplied by `factor` at `n_drops` moments."
+    levels = [constant(factor**level) for level in range(n_drops + 1)]
+    return combine([1 / len(levels)] * len(levels), levels)
+
+# %% ../nbs/05_one_cycle.ipynb #771c785b
+def triangular(
+    n_cycles: int = 4,  # How often it goes up and down; Smith: 4 to 20 epochs for each
+    div: float = 4.0,  # The lower bound is the rate / div; Smith: a third or a quarter
+) -> Curve:
+    "Straight up and straight down, `n_cycles` times (Smith, 2017)."
+    if n_cycles < 1:
+        raise ValueError(f"n_cycles is {n_cycles}; it must be 1 or more")
+    up, down = partial(linear, 1 / div, 1.0), partial(linear, 1.0, 1 / div)
+    return combine([1 / (2 * n_cycles)] * (2 * n_cycles), [up, down] * n_cycles)
+
+# %% ../nbs/05_one_cycle.ipynb #f843a34e
+def warm_restarts(
+    n_cycles: int,  # How often it comes down
+    cycle_mult: int = 2,  # Each cycle is this many times as long as the one before
+) -> Curve:
+    "Half a cosine to 0, again and again (Loshchilov and Hutter, 2017)."
+    if n_cycles < 1 or cycle_mult < 1:
+        raise ValueError(f"{n_cycles} cycles, each {cycle_mult} times as long: 1 or more of both")
+    lengths = [cycle_mult**cycle for cycle in range(n_cycles)]
+    shares = [length / sum(lengths) for length in lengths]
+    return combine(shares, [partial(cosine, 1.0, 0.0)] * n_cycles)
+
+# %% ../nbs/05_one_cycle.ipynb #ae72af82
+def flat_cosine(
+    pct_start: float = 0.75,  # Share of the training at the full rate; fastai's number
+    div_final: float = 1e5,  # The factor approached at the end is 1 / div_final
+) -> Curve:
+    "Constant, then half a cosine down."
+    return combine([pct_start, 1 - pct_start], [constant(), partial(cosine, 1.0, 1 / div_final)])
+
+# %% ../nbs/05_one_cycle.ipynb #6973ee00
+def one_cycle_curves(
+    div: float = 25.0,  # The first factor is 1 / div
+    div_final: float = 1e5,  # The factor approached at the end is 1 / div_final
+    pct_start: float = 0.25,  # Share of the training that climbs
+    moms: Sequence[float] = (0.95, 0.85, 0.95),  # Momentum at the start, the top and the end
+) -> tuple[Curve, Curve]:  # Factor of the rate, and momentum
+    "Two half cosines, up and down; momentum mirrors them (Smith, 2018; constants as in fastai)."
+    shares, (first, top, last) = (pct_start, 1 - pct_start), moms
+    rate = [partial(cosine, 1 / div, 1.0), partial(cosine, 1.0, 1 / div_final)]
+    momentum = [partial(cosine, first, top), partial(cosine, top, last)]
+    return combine(shares, rate), combine(shares, momentum)
+
+# %% ../nbs/05_one_cycle.ipynb #18f0fa97
 def one_cycle(
     position: float,  # Share of the training that is done, from 0 to 1
     lr_max: float,  # The highest rate
@@ -54,14 +177,11 @@ def one_cycle(
     pct_start: float = 0.25,  # Share of the training that climbs
     moms: Sequence[float] = (0.95, 0.85, 0.95),  # Momentum at the start, the top and the end
 ) -> tuple[float, float]:  # Rate and momentum
-    "Two half cosines, up and down; momentum mirrors them (Smith, 2018; constants as in fastai)."
-    if position < pct_start:
-        share = position / pct_start
-        return cosine(lr_max / div, lr_max, share), cosine(moms[0], moms[1], share)
-    share = (position - pct_start) / (1 - pct_start)
-    return cosine(lr_max, lr_max / div_final, share), cosine(moms[1], moms[2], share)
+    "Where the 1cycle policy stands at `position`."
+    rate, momentum = one_cycle_curves(div, div_final, pct_start, moms)
+    return lr_max * rate(position), momentum(position)
 
-# %% ../nbs/05_one_cycle.ipynb #a93049d3
+# %% ../nbs/05_one_cycle.ipynb #4068e67b
 def fit_one_cycle(
     learn: Learner,  # Whose model is trained
     n_epochs: int,  # How often each training image is seen
@@ -70,15 +190,35 @@ def fit_one_cycle(
     div_final: float = 1e5,  # How far below the maximum to end
     pct_start: float = 0.25,  # Share of the steps that climb
     moms: Sequence[float] = (0.95, 0.85, 0.95),  # Momentum at the start, the top and the end
-    wd: float = 0.01,  # Weight decay
-    callbacks: Sequence[Callback] = (),  # Who else is told how it goes
+    **options: Unpack[FitOptions],  # What else `fit` takes, such as wd and callbacks
 ) -> None:
     "Train for `n_epochs` by the 1cycle policy."
     if not 0 < pct_start < 1:
         raise ValueError(f"pct_start is {pct_start}; it is a share and lies between 0 and 1")
-    maxima = rates(lr_max, len(learn.groups))
+    rate, momentum = one_cycle_curves(div, div_final, pct_start, moms)
+    fit(learn, n_epochs, lr_max, schedule=rate, momentum=momentum, **options)
 
-    def schedule(position: float) -> list[tuple[float, float]]:
-        return [one_cycle(position, lr, div, div_final, pct_start, moms) for lr in maxima]
+# %% ../nbs/05_one_cycle.ipynb #637b0a05
+def fit_flat_cos(
+    learn: Learner,  # Whose model is trained
+    n_epochs: int,  # How often each training image is seen
+    lr: Rate = 1e-3,  # Rate of the flat part; fastai's default
+    div_final: float = 1e5,  # How far below it to end
+    pct_start: float = 0.75,  # Share of the steps before the descent
+    **options: Unpack[FitOptions],  # What else `fit` takes, such as wd and callbacks
+) -> None:
+    "Train at a constant rate first, and down half a cosine at the end."
+    fit(learn, n_epochs, lr, schedule=flat_cosine(pct_start, div_final), **options)
 
-    fit(learn, n_epochs, schedule=schedule, wd=wd, callbacks=callbacks)
+
+def fit_sgdr(
+    learn: Learner,  # Whose model is trained
+    n_cycles: int,  # How often the rate comes down
+    cycle_len: int,  # Epochs of the first cycle
+    lr_max: Rate = 1e-3,  # Rate at the start of each cycle; fastai's default
+    cycle_mult: int = 2,  # Each cycle is this many times as long as the one before
+    **options: Unpack[FitOptions],  # What else `fit` takes, such as wd and callbacks
+) -> None:
+    "Train with warm restarts; the first cycle has `cycle_len` epochs, later ones more."
+    n_epochs = cycle_len * sum(cycle_mult**cycle for cycle in range(n_cycles))
+    fit(learn, n_epochs, lr_max, schedule=warm_restarts(n_cycles, cycle_mult), **options)

@@ -9,19 +9,21 @@ import pandas as pd
 import pytest
 import torch
 
+from petnb.callbacks import EarlyStopping, SaveModel
 from petnb.data import ImageData
 from petnb.interpretation import Interpretation, from_logits
-from petnb.learner import (
-    Learner,
+from petnb.learner import Fit, Learner, gather, smooth, vision_learner
+from petnb.losses import (
+    FocalLoss,
+    LabelSmoothing,
+    TopAccuracy,
     accuracy,
-    create_optimizer,
     error_rate,
-    rates,
-    smooth,
-    vision_learner,
+    soft_targets,
 )
 from petnb.lr_finder import diverged, exponential, half_fall, lr_suggest
 from petnb.model import fastai_head
+from petnb.optimizers import create_optimizer, rates
 from petnb.schedules import cosine, one_cycle
 from petnb.transforms import Normalize
 
@@ -173,11 +175,13 @@ def test_no_usable_rate_on_a_flat_curve(noise: float) -> None:
     assert answers.count(None) >= 99
 
 
-def test_head() -> None:
-    head = fastai_head(512, 37)
-    parameters = list(head.parameters())
-    assert sum(p.numel() for p in parameters) == expected("head.default_512_37")["n_params"]
-    assert len(parameters) == expected("head.default_512_37")["n_tensors"]
+@pytest.mark.parametrize(
+    ("name", "concat_pool"), [("head.default_512_37", True), ("head.no_concat", False)]
+)
+def test_head(name: str, concat_pool: bool) -> None:
+    parameters = list(fastai_head(512, 37, concat_pool=concat_pool).parameters())
+    assert sum(p.numel() for p in parameters) == expected(name)["n_params"]
+    assert len(parameters) == expected(name)["n_tensors"]
 
 
 def test_metrics() -> None:
@@ -185,6 +189,90 @@ def test_metrics() -> None:
     targets = torch.tensor(inputs("metric.values")["targets"])
     assert np.isclose(accuracy(logits, targets), expected("metric.values")["accuracy"])
     assert np.isclose(error_rate(logits, targets), expected("metric.values")["error_rate"])
+    assert np.isclose(TopAccuracy(2)(logits, targets), expected("metric.values")["top_2"])
+    assert np.isclose(TopAccuracy(3)(logits, targets), expected("metric.values")["top_3"])
+
+
+def test_losses() -> None:
+    logits = torch.tensor(inputs("loss.values")["logits"])
+    targets = torch.tensor(inputs("loss.values")["targets"])
+    weight = torch.tensor(inputs("loss.values")["weight"], dtype=torch.float32)
+    losses: dict[str, Any] = {
+        "cross_entropy": torch.nn.functional.cross_entropy,
+        **{f"label_smoothing_eps{eps}": LabelSmoothing(eps) for eps in (0.0, 0.1, 0.3)},
+        "label_smoothing_none": LabelSmoothing(0.1, reduction="none"),
+        "label_smoothing_sum": LabelSmoothing(0.1, reduction="sum"),
+        **{f"focal_gamma{gamma}": FocalLoss(gamma) for gamma in (0.0, 1.0, 2.0)},
+        "ce_weighted": LabelSmoothing(0.0, weight),
+        "focal2_weighted": FocalLoss(2.0, weight),
+        "label_smoothing_weighted": LabelSmoothing(0.1, weight),
+    }
+    assert losses.keys() == expected("loss.values").keys()
+    for name, loss in losses.items():
+        for given in (targets, soft_targets(targets, 4)):
+            found = loss(logits, given)
+            assert np.allclose(found, expected("loss.values")[name], rtol=1e-5), name
+
+
+def test_mixed_loss() -> None:
+    given = inputs("cb.mixup_loss")
+    logits, share = torch.tensor(given["logits"]), torch.tensor(given["lam"])[:, None]
+    first, second = (soft_targets(torch.tensor(given[name]), 4) for name in ("y", "y1"))
+    found = torch.nn.functional.cross_entropy(logits, share * first + (1 - share) * second)
+    assert np.isclose(found, expected("cb.mixup_loss"), rtol=1e-5)
+
+
+def epochs_told(callback: EarlyStopping | SaveModel, losses: list[float], learn: Any) -> int:
+    """Tell a callback these validation losses, as a fit would, until it stops the fit."""
+    fit = Fit(learn, len(losses), 1, None, [], float, float)  # type: ignore[arg-type]
+    callback.before_fit(fit)
+    for loss in losses:
+        fit.epoch += 1
+        fit.scores = {"valid_loss": loss}
+        callback.after_epoch(fit)
+        if fit.stop:
+            break
+    callback.after_fit(fit)
+    return fit.epoch
+
+
+def test_early_stopping() -> None:
+    losses = inputs("cb.early_stopping")["valid_loss"]
+    callbacks = {
+        "patience_1": EarlyStopping(patience=1),
+        "patience_2": EarlyStopping(patience=2),
+        "patience_3": EarlyStopping(patience=3),
+        "patience_2_min_delta_.02": EarlyStopping(patience=2, min_delta=0.02),
+        "patience_3_min_delta_.02": EarlyStopping(patience=3, min_delta=0.02),
+    }
+    found = {name: epochs_told(callback, losses, None) for name, callback in callbacks.items()}
+    assert found == expected("cb.early_stopping")
+
+
+def test_save_model(five_batches: Learner, tmp_path: Path) -> None:
+    five_batches.path = tmp_path
+    losses = inputs("cb.save_model")["valid_loss"]
+    callbacks = {
+        "default": SaveModel(),
+        "min_delta_.02": SaveModel(min_delta=0.02),
+        "every_epoch": SaveModel(every_epoch=1),
+        "every_3": SaveModel(every_epoch=3),
+        "at_end": SaveModel(at_end=True),
+    }
+    assert callbacks.keys() == expected("cb.save_model").keys()
+    for name, callback in callbacks.items():
+        epochs_told(callback, losses, five_batches)
+        assert [list(save) for save in callback.saved] == expected("cb.save_model")[name]
+
+
+@pytest.mark.parametrize(("accumulate", "n_steps"), [(8, 5), (12, 4), (16, 3), (32, 2)])
+def test_accumulation(accumulate: int, n_steps: int) -> None:
+    """As fastai counts, but what is left at the end of an epoch is a step as well."""
+    given = inputs("cb.grad_accum_steps")
+    batches = [[0] * given["bs"]] * given["n_batches"]
+    left_over = given["bs"] * given["n_batches"] % accumulate > 0
+    assert len(list(gather(batches, accumulate, len))) == n_steps
+    assert expected("cb.grad_accum_steps")[f"n_acc_{accumulate}"] == n_steps - left_over
 
 
 def interpretation(name: str) -> Interpretation:
