@@ -3,8 +3,8 @@
     PETNB_PHOTOS=... python benchmarks/unfreezing.py benchmarks/unfreezing.jsonl
 
 A 2 x 2 over five seeds on the official split (672 photographs to learn from, 221 held out) at
-160 pixels: the head alone for four epochs by 1cycle, then everything for two, as in the article that
-petnb follows. Each run is appended to the file as soon as it is done; what is there is not repeated.
+160 pixels: the head alone for four epochs by 1cycle, then everything for two, as in the article
+that petnb follows. Each run is appended to the file as soon as it is done, and not repeated.
 """
 
 import json

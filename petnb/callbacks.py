@@ -228,7 +228,7 @@ def plot_losses(
     axes.plot(done, recorder.smoothed(), color="#3b6ea5", label="training, average")
     epochs = range(1, len(rows) + 1)
     axes.plot(epochs, [row["valid_loss"] for row in rows], "o-", color="#e8a33d", label="held out")
-    axes.set(xlabel="epoch", ylabel="loss", xlim=(0, n_epochs))
+    axes.set(xlabel="epoch", ylabel="loss", xlim=(0, 1.02 * n_epochs))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from html import escape
@@ -73,22 +73,26 @@ PETS_PATTERN = r"^(.+)_\d+\.[^.]+$"
 def labels_from_names(
     paths: Sequence[str | Path],  # Image files
     pattern: str,  # A regular expression; its first group is the label
+    match: Literal["name", "path"] = "name",  # Where to search; the whole path is written with /
 ) -> list[str]:  # One label a path
-    "The label that `pattern` finds in each file's name. Raises `ValueError` showing misfits."
+    "The label that `pattern` finds in each name or path. Raises `ValueError` showing misfits."
+    if match not in ("name", "path"):
+        raise ValueError(f"match is {match!r}; the pattern is searched in the 'name' or the 'path'")
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
     if not groups:
         raise ValueError(f"pattern {pattern!r} has no group: put ( ) around the label")
-    found = [re.search(pattern, Path(path).name) for path in paths]
-    misfits = [Path(path).name for path, match in zip(paths, found, strict=True) if not match]
+    texts = [Path(path).name if match == "name" else Path(path).as_posix() for path in paths]
+    found = [re.search(pattern, text) for text in texts]
+    misfits = [text for text, hit in zip(texts, found, strict=True) if not hit]
     if misfits:
         raise ValueError(
-            f"pattern {pattern!r} does not match {len(misfits)} of {len(paths)} names, "
+            f"pattern {pattern!r} does not match {len(misfits)} of {len(paths)} {match}s, "
             f"such as {misfits[:3]}"
         )
-    return [match[1] for match in found if match]
+    return [hit[1] for hit in found if hit]
 
 # %% ../nbs/00_data.ipynb #400a84ed
 Split = Literal["stratified", "random", "official"]
@@ -140,6 +144,7 @@ class Options(TypedDict, total=False):
     min_images: int  # Classes with fewer images are left out, and named in `notes`
     seed: int  # Decides the split, the order of the epochs and the augmentations
     workers: int | None  # Processes that load images; None: chosen by the number of cores
+    augment: str | Callable[[Any], Any] | None  # A name or a transform; None: petnb's own
 
 # %% ../nbs/00_data.ipynb #991bd970
 @dataclass
@@ -153,6 +158,7 @@ class ImageData:
     batch_size: int = 32  # Images in one step
     seed: int = 42  # Decides the order of the epochs and the augmentations
     workers: int | None = None  # Processes that load images; None: chosen by the number of cores
+    augment: str | Callable[[Any], Any] | None = None  # A name or a transform; None: petnb's own
     notes: list[str] = field(default_factory=list)  # What was left out, and why
 
     @classmethod
@@ -171,11 +177,15 @@ class ImageData:
 
     @classmethod
     def from_name_re(
-        cls, root: str | Path, pattern: str = PETS_PATTERN, **options: Unpack[Options]
+        cls,
+        root: str | Path,
+        pattern: str = PETS_PATTERN,
+        match: Literal["name", "path"] = "name",
+        **options: Unpack[Options],
     ) -> ImageData:
-        "Images whose names hold their class, which the first group of `pattern` picks out."
+        "Images whose names or paths hold their class: the first group of `pattern`."
         paths = image_files(root)
-        labels = labels_from_names(paths, pattern)
+        labels = labels_from_names(paths, pattern, match)
         return from_lists(paths, labels, official=None, root=root, **options)
 
     @classmethod
@@ -211,11 +221,11 @@ class ImageData:
 
         return make_loader(self, "valid")
 
-    def show_batch(self, n: int = 9) -> Any:
-        "Draw `n` training images as the network will see them."
+    def show_batch(self, n: int = 9, unique: bool = False) -> Any:
+        "Draw `n` training images as the network will see them, or one image `n` times."
         from petnb.transforms import show_batch
 
-        return show_batch(self, n)
+        return show_batch(self, n, unique)
 
     def plot_classes(self) -> Axes:
         "Draw how many images each class has on each side of the split."
@@ -264,7 +274,7 @@ def from_lists(
     valid_pct: float = 0.2,  # Share that is held out
     min_images: int = 1,  # Classes with fewer images are left out
     seed: int = 42,  # Decides split, order and augmentation
-    **settings: Any,  # size, batch_size, workers: see `Options`
+    **settings: Any,  # size, batch_size, workers, augment: see `Options`
 ) -> ImageData:
     "Build the table of images. Raises `ValueError` where there is nothing to tell apart."
     if len(paths) != len(labels):

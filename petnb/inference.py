@@ -5,6 +5,7 @@
 # %% ../nbs/09_inference.ipynb #b4071011
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from .data import image_files, open_image, progress_bar
 from .learner import Learner, default_device, read_header, write_model
 from .model import create_classifier
+from .speed import FeatureExtractor, Precision, has_bfloat16
 from .transforms import Normalize, valid_transform
 
 # %% auto #0
@@ -64,6 +66,9 @@ class Predictor:
         )
         model.load_state_dict(load_file(path), strict=True)
         self.model = model.to(self.device).eval()
+        native = has_bfloat16(self.device)
+        self.precision: Precision = self.header.get("precision", "float32") if native else "float32"
+        self.extractor: FeatureExtractor | None = None  # Made with the first images
         self.transform = valid_transform(self.header["size"], self.header["crop_pct"])
         self.normalize = Normalize(self.header["mean"], self.header["std"]).to(self.device)
 
@@ -72,19 +77,28 @@ class Predictor:
         "The predictor of a model file. Raises `ValueError` if it is not petnb's."
         return cls(path, device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def probabilities_of(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
+        "n x classes, for images that are transformed already."
+        batch = self.normalize(torch.stack(list(views)).to(self.device))
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        if self.extractor is None:
+            self.extractor = FeatureExtractor(self.model, batch, self.precision)
+        probabilities: torch.Tensor = self.model.head(self.extractor(batch)).softmax(dim=1).cpu()
+        return probabilities
+
     def probabilities(self, images: Sequence[ImageLike], batch_size: int = 64) -> torch.Tensor:
         "n x classes: the probability of each class, in the order of `images`."
         if not images:
             raise ValueError("no images given")
-        found = []
         starts = range(0, len(images), batch_size)
-        for start in progress_bar(starts, "predicting"):
-            some = images[start : start + batch_size]
-            batch = torch.stack([self.transform(as_image(image)) for image in some])
-            logits = self.model(self.normalize(batch.to(self.device)))
-            found.append(logits.float().softmax(dim=1).cpu())
-        return torch.cat(found)
+        batches = [images[start : start + batch_size] for start in starts]
+        return torch.cat(
+            [
+                self.probabilities_of([self.transform(as_image(image)) for image in batch])
+                for batch in progress_bar(batches, "predicting")
+            ]
+        )
 
     @overload
     def predict(self, images: Image.Image) -> Prediction: ...
@@ -102,16 +116,21 @@ class Predictor:
             raise ValueError(f"cannot predict a {type(images).__name__}: give an image or a list")
         return self.table(images)
 
-    def table(self, images: Sequence[ImageLike]) -> pd.DataFrame:
+    def table(self, images: Sequence[ImageLike], batch_size: int = 64) -> pd.DataFrame:
         "A row an image: path, label, probability, and what was wrong with those without a label."
-        rows = []
-        for image in progress_bar(images, "predicting"):
-            path = str(image) if isinstance(image, str | Path) else ""
-            try:
-                answer = self.answer(self.probabilities([image])[0])
-                rows.append((path, answer.label, answer.probability, ""))
-            except (OSError, ValueError) as error:
-                rows.append((path, "", float("nan"), str(error)))
+        rows: list[list[Any]] = []
+        for start in progress_bar(range(0, len(images), batch_size), "predicting"):
+            views: dict[int, torch.Tensor] = {}
+            for row, image in enumerate(images[start : start + batch_size], start):
+                rows.append([str(image) if isinstance(image, str | Path) else "", "", math.nan, ""])
+                try:
+                    views[row] = self.transform(as_image(image))
+                except (OSError, ValueError) as error:
+                    rows[row][3] = str(error)
+            found = list(self.probabilities_of(list(views.values()))) if views else []
+            for row, probabilities in zip(views, found, strict=True):
+                answer = self.answer(probabilities)
+                rows[row][1:3] = answer.label, answer.probability
         return pd.DataFrame(rows, columns=["path", "label", "probability", "error"])
 
     def answer(self, probabilities: torch.Tensor) -> Prediction:

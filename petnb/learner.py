@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from . import speed
 from .data import ImageData, in_notebook, progress_bar
 from .losses import Score, accuracy, macro_accuracy, mixing
 from .model import Classifier, HeadName, create_classifier, summary
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Curve', 'Batch', 'T', 'FORMAT', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss', 'plot_lr',
-           'plot_metrics', 'history_table', 'Progress', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteLossError',
-           'clip_gradient', 'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate',
-           'Learner', 'default_device', 'vision_learner', 'header', 'write_model', 'read_header', 'model_file', 'save',
-           'load']
+           'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'backward', 'gather',
+           'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step', 'train_epoch', 'FitOptions',
+           'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner', 'header', 'write_model',
+           'read_header', 'model_file', 'save', 'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -99,11 +100,13 @@ class Fit:
     accumulate: int = 1  # Images that a step should see, at least
     clip: float = math.inf  # Longest gradient, over all parameters together
     mix: v2.Transform | None = None  # MixUp or CutMix
+    views: int | None = None  # Views of each image that are used in turn; None: ever new ones
     size: int | None = None  # Side to which batches are scaled before they are used
     epoch: int = 0  # Epochs done
     step: int = 0  # Steps done
     seen: int = 0  # Images of this epoch that earlier steps have used
     n_images: int = 0  # In this step
+    waited: float = 0.0  # Seconds spent waiting for the loader
     loss: float = math.nan  # Of this step
     norm: float = math.nan  # Length of this step's gradient, before clipping
     settings: Settings = field(default_factory=list)  # (rate, momentum) a group
@@ -302,20 +305,77 @@ class Progress(Callback):
         self.bar.close()
 
 # %% ../nbs/03_learner.ipynb #d1d0d9a5
-Batch = tuple[Tensor, Tensor]  # Images, bytes, n x 3 x h x w; n positions in the vocabulary
+Batch = tuple[Tensor, Tensor]  # Images, n x 3 x h x w, or features; n positions in the vocabulary
 
 
+def training_batches(
+    fit: Fit,  # The state of the run
+    epoch: int,  # Epochs that the learner has had before
+) -> Iterator[Batch]:
+    "What the trained part of the model receives in an epoch, batch by batch, on its device."
+    learn, batches = fit.learn, epoch_batches(fit.learn.data.train)
+    view = epoch if fit.views is None else epoch % fit.views
+    batches.set_epoch(epoch, view)
+    extract = fit.mix is None and learn.model.is_frozen
+    key = (learn.features_key(learn.data.train), view, fit.size) if extract and fit.views else None
+    if kept := learn.store.get(key) if key else None:
+        for positions in np.array_split(batches.order(epoch), len(batches)):
+            yield kept[0][positions].to(learn.device), kept[1][positions].to(learn.device)
+        return
+    extractor, found = None, []
+    for images, targets in timed(fit, learn.data.train):
+        inputs = learn.prepare(images, fit.size)
+        if extract:
+            extractor = extractor or learn.feature_extractor(inputs)
+            inputs = extractor(inputs)
+        if key and learn.store.has_room(inputs, len(batches)):
+            found.append((inputs.cpu(), targets))
+        yield inputs, targets.to(learn.device)
+    if found:
+        learn.store.put(key, in_order(found, batches.order(epoch)))
+
+
+def timed(
+    fit: Fit,  # Whose `waited` grows
+    loader: Iterable[Batch],  # Of images
+) -> Iterator[Batch]:  # The same batches
+    "Count the seconds that the training waits for its images."
+    iterator = iter(loader)
+    while True:
+        start = time.perf_counter()
+        batch = next(iterator, None)
+        fit.waited += time.perf_counter() - start
+        if batch is None:
+            return
+        yield batch
+
+
+def in_order(
+    found: Sequence[Batch],  # Batches in the order of an epoch
+    order: np.ndarray,  # Positions of the images in that order
+) -> Batch:  # All of them, by position
+    "Undo the shuffling of an epoch."
+    places = torch.from_numpy(np.argsort(order))
+    features, targets = (torch.cat(column)[places] for column in zip(*found, strict=True))
+    return features, targets
+
+# %% ../nbs/03_learner.ipynb #bd233d3f
 def backward(
     fit: Fit,  # The state of the run
-    images: Tensor,  # n x 3 x h x w, bytes
+    inputs: Tensor,  # Images, n x 3 x h x w, normalised; or features, if the body is frozen
     targets: Tensor,  # n positions in the vocabulary
 ) -> float:  # This batch's share of the step's loss
     "Guess, measure, and add this batch's share of the gradient to what is there."
-    learn = fit.learn
-    inputs, wanted = learn.prepare(images, fit.size), targets.to(learn.device)
+    learn, n_images = fit.learn, len(inputs)
     if fit.mix is not None:
-        inputs, wanted = fit.mix(inputs, wanted)
-    loss = learn.loss_func(learn.model(inputs), wanted) * (len(images) / fit.n_images)
+        inputs, targets = fit.mix(inputs, targets)
+    if fit.mix is None and learn.model.is_frozen:
+        logits = learn.model.head(inputs)
+    else:
+        short = learn.training_precision(inputs) == "bfloat16"
+        with torch.autocast(learn.device.type, torch.bfloat16, enabled=short):
+            logits = learn.model(inputs)
+    loss = learn.loss_func(logits.float(), targets) * (n_images / fit.n_images)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 
@@ -349,23 +409,23 @@ def steps_per_epoch(
     return sum(1 for _ in gather(epoch_batches(learn.data.train), accumulate, len))
 
 # %% ../nbs/03_learner.ipynb #435b6901
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteError(ArithmeticError):
     "A loss or a gradient that is no number. The weights are as they were before the step."
 
 
 def clip_gradient(
     fit: Fit,  # The state of the run, after `backward`
 ) -> None:
-    "Measure the gradient and shorten it. Raises `NonFiniteLossError` if it is no number."
+    "Measure the gradient and shorten it. Raises `NonFiniteError` if it is no number."
     trained = [p for group in fit.optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in trained if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     fit.norm = float(norm)
     if not (math.isfinite(fit.loss) and math.isfinite(fit.norm)):
-        raise NonFiniteLossError(
+        raise NonFiniteError(
             f"step {fit.step} (epoch {fit.epoch}): the loss is {fit.loss}, the gradient's length "
             f"{fit.norm}, at rates {[lr for lr, _ in fit.settings]}. The weights are as before "
-            "this step. A smaller rate may help (learn.lr_find()). "
+            "this step: go on from a saved state, with a smaller rate (learn.lr_find()). "
             f"Its files: {', '.join(files(fit))}"
         )
     if fit.norm > fit.clip:
@@ -393,7 +453,7 @@ def train_step(
     fit.n_images = sum(len(targets) for _, targets in batches)
     torch.manual_seed(view_seed(learn.seed, learn.n_steps, 0))
     fit.optimizer.zero_grad()
-    fit.loss = sum(backward(fit, images, targets) for images, targets in batches)
+    fit.loss = sum(backward(fit, inputs, targets) for inputs, targets in batches)
     clip_gradient(fit)
     fit.optimizer.step()
     fit.step += 1
@@ -405,10 +465,10 @@ def train_epoch(
 ) -> None:
     "One pass through the training images, in an order and with views that are this epoch's own."
     learn, fit.seen = fit.learn, 0
-    epoch_batches(learn.data.train).set_epoch(learn.n_epochs)
     fit.tell("before_epoch")
     learn.model.train()
-    for batches in gather(learn.data.train, fit.accumulate, lambda batch: len(batch[1])):
+    inputs = training_batches(fit, learn.n_epochs)
+    for batches in gather(inputs, fit.accumulate, lambda batch: len(batch[1])):
         train_step(fit, batches)
         fit.seen += fit.n_images
         fit.tell("after_step")
@@ -428,6 +488,7 @@ class FitOptions(TypedDict, total=False):
     clip: float
     mixup: float
     cutmix: float
+    views: int | None
 
 
 def fit(
@@ -443,10 +504,13 @@ def fit(
     clip: float = math.inf,  # Longest gradient; inf: it is only checked
     mixup: float = 0.0,  # Parameter of MixUp's Beta distribution; 0: none
     cutmix: float = 0.0,  # The same for CutMix; both: one of the two for each batch
+    views: int | None = None,  # Views of each image that are used in turn; None: ever new ones
 ) -> None:
     "Train for `n_epochs`, validating after each. Raises `ValueError` if nothing can train."
     if n_epochs < 1:
         raise ValueError(f"n_epochs is {n_epochs}; it must be 1 or more")
+    if views is not None and views < 1:
+        raise ValueError(f"views is {views}; it is a number of views, 1 or more, or None")
     if not clip > 0:
         raise ValueError(f"clip is {clip}; it is a length over 0, or inf for none")
     shown = [Progress()] if learn.show_progress else []
@@ -462,6 +526,7 @@ def fit(
         accumulate,
         clip,
         mixing(len(learn.data.vocab), mixup, cutmix),
+        views,
     )
     with torch.random.fork_rng():
         try:
@@ -473,17 +538,28 @@ def fit(
             run.tell("after_fit")
 
 # %% ../nbs/03_learner.ipynb #cb6f0d53
-@torch.inference_mode()
+@torch.no_grad()
 def get_preds(
     learn: Learner,  # Whose model predicts
-    loader: DataLoader[tuple[Tensor, Tensor]],  # Which images
+    loader: DataLoader[Batch],  # Which images, in which order
 ) -> tuple[Tensor, Tensor]:  # Logits, n x classes, and targets, n; in the order of the loader
     "The model's scores for each image of a loader, on the CPU."
     learn.model.eval()
-    logits, targets = [], []
+    key = learn.features_key(loader)
+    if kept := learn.store.get(key):
+        batches = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
+        return torch.cat([learn.model.head(batch).cpu() for batch in batches]), kept[1]
+    extractor, logits, found, targets = None, [], [], []
     for images, expected in progress_bar(loader, "predicting"):
-        logits.append(learn.model(learn.prepare(images)).float().cpu())
+        prepared = learn.prepare(images)
+        extractor = extractor or learn.feature_extractor(prepared)
+        features = extractor(prepared)
+        logits.append(learn.model.head(features).cpu())
         targets.append(expected)
+        if learn.store.has_room(features, len(loader)) and not epoch_batches(loader).shuffle:
+            found.append(features.cpu())
+    if found:
+        learn.store.put(key, (torch.cat(found), torch.cat(targets)))
     return torch.cat(logits), torch.cat(targets)
 
 
@@ -514,6 +590,9 @@ class Learner:
         seed: int = 42,  # Decides dropout; the data has a seed of its own
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
         show_progress: bool = True,  # False: fits show neither a bar nor a row for each epoch
+        precision: speed.Precision = "auto",  # Of the body's arithmetic; "auto": what is faster
+        cache_bytes: int = 2**30,  # Memory for features that are kept; 0: none are
+        pages: bool = True,  # Keep freed memory (`keep_pages`), for the whole process
     ):
         self.device = torch.device(device or default_device())
         self.data, self.metrics = data, tuple(metrics)
@@ -524,6 +603,9 @@ class Learner:
         self.model: Classifier = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
         self.recorder, self.show_progress = Recorder(), show_progress
+        self.precision, self.store = precision, speed.FeatureStore(cache_bytes)
+        self.extractor: tuple[str, speed.FeatureExtractor] | None = None  # By its weights' digest
+        self.pages_kept = speed.keep_pages() if pages else False
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
 
     @property
@@ -537,6 +619,29 @@ class Learner:
         if size is not None and size != images.shape[-1]:
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         return images.contiguous(memory_format=torch.channels_last)
+
+    def feature_extractor(self, images: Tensor) -> speed.FeatureExtractor:
+        "Computes what the head receives, with the weights of now; measured on prepared images."
+        digest = speed.digest_of_weights(self.model)
+        if self.extractor is None or self.extractor[0] != digest:
+            self.extractor = digest, speed.FeatureExtractor(self.model, images, self.precision)
+        return self.extractor[1]
+
+    @property
+    def chosen_precision(self) -> speed.Precision:
+        "Of the features: what was measured, once it was; until then what was asked for."
+        return self.extractor[1].arithmetic.precision if self.extractor else self.precision
+
+    def training_precision(self, images: Tensor) -> Literal["float32", "bfloat16"]:
+        "Of forward and backward through a body that learns; measured at the first step."
+        if self.precision != "auto":
+            return self.precision
+        return speed.choose_training_precision(self.model, images)[0]
+
+    def features_key(self, loader: DataLoader[Batch]) -> tuple[Any, ...]:
+        "All that the features of a loader's images depend on, but for their view."
+        dataset: Any = loader.dataset
+        return speed.digest_of_weights(self.model), self.precision, dataset.fingerprint()
 
     def summary(self) -> pd.DataFrame:
         "Parameters of each group, and how many train."
@@ -659,7 +764,7 @@ def vision_learner(
     train_bn: bool | None = None,  # Let the body's batch norms drift; None: only if not pretrained
     n_groups: int | None = 3,  # Groups by depth: early body, late body, head; None: one a depth
     seed: int = 42,  # Decides the head's first weights and dropout
-    **options: Any,  # loss_func, optimizer, path, device, show_progress: see `Learner`
+    **options: Any,  # loss_func, optimizer, path, device, precision and so on: see `Learner`
 ) -> Learner:
     "A learner with a pretrained, frozen body and a new head."
     model = create_classifier(backbone, len(data.vocab), head, pretrained, train_bn, seed, n_groups)
@@ -689,6 +794,7 @@ def header(
         "std": list(config["std"]),
         "n_epochs": learn.n_epochs,
         "n_steps": learn.n_steps,
+        "precision": learn.chosen_precision,
         "history": learn.recorder.rows,
     }
 

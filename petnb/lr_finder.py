@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
 
 from .data import progress_bar
-from .learner import Batch, Fit, Learner, NonFiniteLossError, gather, smooth, train_step
+from .learner import Fit, Learner, NonFiniteError, gather, smooth, train_step, training_batches
 from .optimizers import Rate, create_optimizer, rates
 from .transforms import epoch_batches
 
@@ -49,7 +50,7 @@ def preserved(
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     modes = {module: module.training for module in model.modules()}
     recorder = copy.deepcopy(vars(learn.recorder))
-    counters, epoch = (learn.n_epochs, learn.n_steps), batches.epoch
+    counters, chosen = (learn.n_epochs, learn.n_steps), (batches.epoch, batches.view)
     loader_state = learn.data.train.generator.get_state()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -59,7 +60,7 @@ def preserved(
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         learn.data.train.generator.set_state(loader_state)
-        batches.set_epoch(epoch)
+        batches.set_epoch(*chosen)
         learn.n_epochs, learn.n_steps = counters
         vars(learn.recorder).update(recorder)
         with torch.no_grad():
@@ -80,13 +81,12 @@ def fork_type(
 
 # %% ../nbs/04_lr_finder.ipynb #f091ab32
 def endless_batches(
-    learn: Learner,  # Whose training images
-) -> Iterator[Batch]:
+    run: Fit,  # Whose learner's training images
+) -> Iterator[tuple[Tensor, Tensor]]:
     "Epoch after epoch of training batches, each with an order and views of its own."
-    epoch = learn.n_epochs
+    epoch = run.learn.n_epochs
     while True:
-        epoch_batches(learn.data.train).set_epoch(epoch)
-        yield from learn.data.train
+        yield from training_batches(run, epoch)
         epoch += 1
 
 
@@ -119,10 +119,10 @@ def lr_find(
         optimizer = create_optimizer(learn.groups, wd, learn.optimizer)
         run = Fit(learn, 1, n_steps, optimizer, relative, schedule, lambda position: 0.9)
         learn.model.train()
-        groups = gather(endless_batches(learn), accumulate, lambda batch: len(batch[1]))
+        groups = gather(endless_batches(run), accumulate, lambda batch: len(batch[1]))
         steps = zip(range(n_steps), groups, strict=False)
         for _, batches in progress_bar(steps, "finding a rate", n_steps):
-            with suppress(NonFiniteLossError):  # Noted below, and the end of the experiment
+            with suppress(NonFiniteError):  # Noted below, and the end of the experiment
                 train_step(run, batches)
             found.lrs.append(run.settings[-1][0])
             found.raw_losses.append(run.loss)

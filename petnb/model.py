@@ -195,11 +195,17 @@ class Classifier(nn.Module):
         body = cut_depths(body_depths(self.body), self.n_groups)
         return [*([named[name] for name in run] for run in body), list(self.head.parameters())]
 
+    @property
+    def is_frozen(self) -> bool:
+        "True if nothing in the body changes: neither a parameter nor a statistic."
+        trains = any(parameter.requires_grad for parameter in self.body.parameters())
+        return not trains and not self.train_bn
+
     def train(self, mode: bool = True) -> Classifier:
         "Switch modes, but keep still what is frozen and what should not drift."
         super().train(mode)
         if mode and not self.train_bn:
-            if not any(parameter.requires_grad for parameter in self.body.parameters()):
+            if self.is_frozen:
                 self.body.eval()
             for module in batch_norms(self.body):
                 module.eval()

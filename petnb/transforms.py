@@ -5,6 +5,7 @@
 # %% ../nbs/01_transforms.ipynb #ec6a6285
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
@@ -22,7 +23,7 @@ from .data import ImageData, open_image, show_images
 
 # %% auto #0
 __all__ = ['CROP_PCT', 'valid_transform', 'train_transform', 'view_seed', 'ImageDataset', 'EpochBatches', 'default_workers',
-           'make_loader', 'epoch_batches', 'show_batch', 'Normalize']
+           'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize', 'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
 CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
@@ -31,11 +32,13 @@ CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 
 def valid_transform(
     size: int,  # Side of the square, in pixels
     crop_pct: float = CROP_PCT,  # Share of the shorter side that is kept
+    squish: bool = False,  # Squeeze the whole image to a square first, as fastai does
 ) -> v2.Transform:  # From a PIL image to uint8, 3 x size x size
     "Scale the shorter side to `size / crop_pct`, and cut the middle out: no chance involved."
+    side = round(size / crop_pct)
     return v2.Compose(
         [
-            v2.Resize(round(size / crop_pct), InterpolationMode.BICUBIC, antialias=True),
+            v2.Resize((side, side) if squish else side, InterpolationMode.BICUBIC, antialias=True),
             v2.CenterCrop(size),
             v2.PILToTensor(),
         ]
@@ -92,6 +95,12 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             torch.manual_seed(view_seed(self.seed, epoch, index))
             return self.transform(image), torch.tensor(self.targets[index])
 
+    def fingerprint(self) -> str:
+        "A hash of all that the views depend on: files, their sizes and times, transform and seed."
+        files = [(path, *os.stat(path)[6:9:2]) for path in self.paths]
+        told = repr((files, self.targets, self.transform, self.seed))
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
 # %% ../nbs/01_transforms.ipynb #5da9001b
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     "All images once, in near-equal batches; the order depends on (seed, epoch) alone."
@@ -106,11 +115,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         self.n_images, self.batch_size, self.shuffle = n_images, batch_size, shuffle
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.view = seed, 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        "Choose the epoch that the next walk through the batches belongs to."
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, view: int | None = None) -> None:
+        "Choose the epoch whose order the next walk has, and that whose views; None: the same."
+        self.epoch, self.view = epoch, epoch if view is None else view
 
     def order(self, epoch: int) -> np.ndarray:
         "Positions of the images in the order in which `epoch` sees them."
@@ -124,13 +133,24 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in np.array_split(self.order(self.epoch), len(self)):
-            yield [(self.epoch, int(index)) for index in batch]
+            yield [(self.view, int(index)) for index in batch]
 
 # %% ../nbs/01_transforms.ipynb #65aab2d9
 def default_workers() -> int:
     "Half the cores, at most 8; none on up to two cores, or where a process cannot fork."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return min(cores // 2, 8) if cores > 2 and sys.platform == "linux" else 0
+
+
+def training_transform(
+    data: ImageData,  # Its `augment` is a name, a transform or None
+) -> v2.Transform:  # From a PIL image to uint8, 3 x size x size
+    "What `data.augment` asks for, and `train_transform` where it asks for nothing."
+    if data.augment is None:
+        return train_transform(data.size)
+    from petnb.augmentation import choose_augmentation
+
+    return choose_augmentation(data.augment, data.size)
 
 
 def make_loader(
@@ -141,7 +161,7 @@ def make_loader(
     "A loader of one side of the split, which asks nobody else's dice."
     items = data.on_side(split)
     training = split == "train" if augment is None else augment
-    transform = train_transform(data.size) if training else valid_transform(data.size)
+    transform = training_transform(data) if training else valid_transform(data.size)
     targets = [data.vocab.index(label) for label in items["label"]]
     dataset = ImageDataset(items["path"].tolist(), targets, transform, data.seed)
     workers = default_workers() if data.workers is None else data.workers
@@ -168,11 +188,15 @@ def epoch_batches(
 def show_batch(
     data: ImageData,  # Any data
     n: int = 9,  # Pictures to show
+    unique: bool = False,  # One image as the next `n` epochs see it, instead of `n` images
 ) -> np.ndarray:  # The axes, one a picture
     "Training images, augmented, with their labels."
     batches = epoch_batches(data.train)
-    positions = batches.order(batches.epoch)[:n]
-    views = [data.train.dataset[batches.epoch, int(position)] for position in positions]
+    positions = batches.order(batches.epoch)[:n].tolist()
+    keys = [(batches.epoch, position) for position in positions]
+    if unique:
+        keys = [(batches.epoch + later, positions[0]) for later in range(n)]
+    views = [data.train.dataset[key] for key in keys]
     pictures = [F.to_pil_image(image) for image, _ in views]
     return show_images(pictures, [data.vocab[int(target)] for _, target in views], columns=5)
 
@@ -198,3 +222,18 @@ class Normalize(nn.Module):
     def undo(self, images: Tensor) -> Tensor:
         "Back to bytes, so that a normalised batch can be looked at."
         return (images * self.std + self.mean).round().clamp(0, 255).byte()
+
+# %% ../nbs/01_transforms.ipynb #e03d37d0
+def show_tensors(
+    images: Tensor,  # A batch, n x 3 x h x w: bytes, or floats that `normalize` made
+    titles: Sequence[str],  # One above each picture that is shown
+    normalize: Normalize | None = None,  # What was done to the floats, and is undone here
+    columns: int = 5,  # Pictures in a row
+) -> np.ndarray:  # The axes, one a picture
+    "Any batch as the model sees it: one picture a title."
+    images = images[: len(titles)]
+    if images.is_floating_point():
+        if normalize is None:
+            raise ValueError(f"images are {images.dtype}: say with normalize= how they were made")
+        images = normalize.undo(images)
+    return show_images([F.to_pil_image(image.cpu()) for image in images], titles, columns)

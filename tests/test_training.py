@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from petnb.callbacks import CSVLogger, EarlyStopping, SaveModel, WeightAverage
 from petnb.data import ImageData
-from petnb.learner import Callback, Fit, Learner, NonFiniteLossError, vision_learner
+from petnb.learner import Callback, Fit, Learner, NonFiniteError, vision_learner
 from petnb.losses import FocalLoss, LabelSmoothing, class_weights, mixing
 from petnb.optimizers import OPTIMIZERS, create_optimizer, optimizer_maker, set_rates
 
@@ -192,7 +192,7 @@ def test_not_a_number_stops_before_the_weights_are_lost(data: ImageData) -> None
         def after_step(self, fit: Fit) -> None:
             kept.append([p.detach().clone() for p in fit.learn.model.parameters()])
 
-    with pytest.raises(NonFiniteLossError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
         learn.fit(2, 1e-3, callbacks=[Poison(7), Keep()])
     assert len(kept) == 7
     assert same(kept[-1], [p.detach() for p in learn.model.parameters()])
@@ -215,7 +215,7 @@ def test_infinite_gradient_stops_although_the_loss_is_finite(data: ImageData) ->
             return gradient * math.inf
 
     learn = learner(data, loss_func=lambda logits, targets: Steep.apply(logits).square().mean())
-    with pytest.raises(NonFiniteLossError, match=r"length (nan|inf)"):
+    with pytest.raises(NonFiniteError, match=r"length (nan|inf)"):
         learn.fit(1, 1e-3)
     assert learn.n_steps == 0
 
