@@ -244,7 +244,7 @@ PRESIZE = 1.25  # How much larger than the network's square; measured below
 def presize(
     size: int,  # Side of the square that the network will see
     factor: float = PRESIZE,  # How much larger to be for now
-) -> v2.Compose:  # From a PIL image to a square one
+) -> v2.Compose:  # From a PIL image or its bytes to a square one
     "A square a little larger than needed, at a random place along the longer side."
     side = round(size * factor)
     scale = v2.Resize(side, InterpolationMode.BICUBIC, antialias=True)
@@ -253,7 +253,7 @@ def presize(
 # %% ../nbs/01a_augmentation.ipynb #a192a0fd
 def named_augmentations(
     size: int,  # Side of the square
-) -> dict[str, v2.Transform]:  # From a PIL image to uint8, 3 x size x size
+) -> dict[str, v2.Transform]:  # From a PIL image or its bytes to uint8, 3 x size x size
     "Every augmentation that has a name. The last three are torchvision's, on a random square."
     cut = train_transform(size, light=0)
     bilinear = InterpolationMode.BILINEAR
@@ -291,10 +291,10 @@ class RequireBytes(nn.Module):
 def choose_augmentation(
     augment: str | Callable[[Any], Any],  # A name, or a transform of PIL images
     size: int,  # Side of the square
-) -> v2.Transform:  # From a PIL image to uint8, 3 x size x size
+) -> v2.Transform:  # From a PIL image or its bytes to uint8, 3 x size x size
     "What `ImageData(augment=...)` means. Raises `ValueError` for a name that there is not."
     if not isinstance(augment, str):
-        return v2.Compose([augment, v2.PILToTensor(), RequireBytes(size)])
+        return v2.Compose([v2.ToPILImage(), augment, v2.PILToTensor(), RequireBytes(size)])
     named = named_augmentations(size)
     if augment not in named:
         names = ", ".join(named)

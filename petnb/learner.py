@@ -136,6 +136,7 @@ class Recorder(Callback):
         self.norms: list[float] = []  # Length of the gradient, before clipping
         self.images: list[int] = []  # Images in each step
         self.times: list[float] = []  # Seconds since the fit began
+        self.waited = 0.0  # Seconds of these that were spent waiting for images
 
     def before_fit(self, fit: Fit) -> None:
         self.forget_curves()
@@ -151,6 +152,7 @@ class Recorder(Callback):
         self.lrs.append([lr for lr, _ in fit.settings])
         self.moms.append([momentum for _, momentum in fit.settings])
         self.times.append(time.perf_counter() - self.began)
+        self.waited = fit.waited
 
     def after_epoch(self, fit: Fit) -> None:
         losses, images = self.losses[self.first_step :], self.images[self.first_step :]

@@ -99,7 +99,7 @@ def combine(
     shares: Sequence[float],  # Of the training, one a curve; they sum to 1, and 0 leaves one out
     curves: Sequence[Curve],  # One after the other; each sees its own position from 0 to 1
 ) -> Curve:
-    "Join curves to one. Raises `ValueError` where the shares are none."
+    "Join curves to one. Raises `ValueError` if the shares do not sum to 1."
     if len(shares) != len(curves):
         raise ValueError(f"{len(shares)} shares for {len(curves)} curves: give one each")
     if min(shares, default=0) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-9):

@@ -246,6 +246,11 @@ class FeatureStore:
             self.kept.move_to_end(key)
         return self.kept.get(key)
 
+    def clear(self) -> None:
+        "Keep nothing any more."
+        self.kept.clear()
+        self.used = 0
+
     def has_room(self, tensor: Tensor, n: int) -> bool:
         "Whether `n` tensors like this one could be kept at all."
         return n * tensor.nbytes <= self.budget

@@ -22,8 +22,9 @@ from torchvision.transforms.v2 import functional as F
 from .data import ImageData, open_image, show_images
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'valid_transform', 'train_transform', 'view_seed', 'ImageDataset', 'EpochBatches', 'default_workers',
-           'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize', 'show_tensors']
+__all__ = ['CROP_PCT', 'valid_transform', 'train_transform', 'view_seed', 'ImageDataset', 'file_version', 'EpochBatches',
+           'default_workers', 'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize',
+           'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
 CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
@@ -33,14 +34,15 @@ def valid_transform(
     size: int,  # Side of the square, in pixels
     crop_pct: float = CROP_PCT,  # Share of the shorter side that is kept
     squish: bool = False,  # Squeeze the whole image to a square first, as fastai does
-) -> v2.Transform:  # From a PIL image to uint8, 3 x size x size
+) -> v2.Transform:  # From a PIL image, or its bytes, to uint8, 3 x size x size
     "Scale the shorter side to `size / crop_pct`, and cut the middle out: no chance involved."
     side = round(size / crop_pct)
     return v2.Compose(
         [
+            v2.ToImage(),
             v2.Resize((side, side) if squish else side, InterpolationMode.BICUBIC, antialias=True),
             v2.CenterCrop(size),
-            v2.PILToTensor(),
+            v2.ToPureTensor(),
         ]
     )
 
@@ -49,16 +51,17 @@ def train_transform(
     size: int,  # Side of the square, in pixels
     scale: tuple[float, float] = (0.35, 1.0),  # Share of the area that is cut out
     light: float = 0.2,  # Brightness, contrast and colour change by up to this share
-) -> v2.Transform:  # From a PIL image to uint8, 3 x size x size
+) -> v2.Transform:  # From a PIL image, or its bytes, to uint8, 3 x size x size
     "A random square, mirrored half of the time, in slightly other light."
     return v2.Compose(
         [
+            v2.ToImage(),
             v2.RandomResizedCrop(
                 size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True
             ),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=light, contrast=light, saturation=light / 2),
-            v2.PILToTensor(),
+            v2.ToPureTensor(),
         ]
     )
 
@@ -79,27 +82,50 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self,
         paths: Sequence[str],  # Image files
         targets: Sequence[int],  # Class of each, as a position in the vocabulary
-        transform: v2.Transform,  # From a PIL image to a tensor of bytes
+        transform: v2.Transform,  # From bytes, 3 x h x w, to bytes of one size
         seed: int,  # The data's seed
+        at_least: int | None = None,  # Larger JPEGs are decoded small, down to this; None: never
+        cache_bytes: int = 0,  # Memory for decoded images, in each process that loads
     ):
         self.paths, self.targets = list(paths), list(targets)
-        self.transform, self.seed = transform, seed
+        self.transform, self.seed, self.at_least = transform, seed, at_least
+        self.room, self.decoded = cache_bytes, dict[int, tuple[tuple[int, int], Tensor]]()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
-        image = open_image(self.paths[index])
+        image = self.pixels(index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(view_seed(self.seed, epoch, index))
             return self.transform(image), torch.tensor(self.targets[index])
 
+    def pixels(self, index: int) -> Tensor:
+        "Bytes, 3 x h x w, decoded anew only if the file has changed or there was no room."
+        version = file_version(self.paths[index])
+        if index in self.decoded and self.decoded[index][0] == version:
+            return self.decoded[index][1]
+        picture = np.array(open_image(self.paths[index], self.at_least))
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)
+        if index in self.decoded or pixels.nbytes <= self.room:
+            self.room -= 0 if index in self.decoded else pixels.nbytes
+            self.decoded[index] = version, pixels
+        return pixels
+
     def fingerprint(self) -> str:
         "A hash of all that the views depend on: files, their sizes and times, transform and seed."
-        files = [(path, *os.stat(path)[6:9:2]) for path in self.paths]
+        files = [(path, file_version(path)) for path in self.paths]
         told = repr((files, self.targets, self.transform, self.seed))
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def file_version(
+    path: str,  # An existing file
+) -> tuple[int, int]:  # Bytes, and nanoseconds of the last change
+    "What changes when a file does."
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 # %% ../nbs/01_transforms.ipynb #5da9001b
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -144,7 +170,7 @@ def default_workers() -> int:
 
 def training_transform(
     data: ImageData,  # Its `augment` is a name, a transform or None
-) -> v2.Transform:  # From a PIL image to uint8, 3 x size x size
+) -> v2.Transform:  # From a PIL image or its bytes to uint8, 3 x size x size
     "What `data.augment` asks for, and `train_transform` where it asks for nothing."
     if data.augment is None:
         return train_transform(data.size)
@@ -163,8 +189,11 @@ def make_loader(
     training = split == "train" if augment is None else augment
     transform = training_transform(data) if training else valid_transform(data.size)
     targets = [data.vocab.index(label) for label in items["label"]]
-    dataset = ImageDataset(items["path"].tolist(), targets, transform, data.seed)
     workers = default_workers() if data.workers is None else data.workers
+    cache_bytes = data.cache_bytes // max(workers, 1)
+    paths = items["path"].tolist()
+    at_least = 2 * data.size if training else None
+    dataset = ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes)
     return DataLoader(
         dataset,
         batch_sampler=EpochBatches(len(items), data.batch_size, training, data.seed),

@@ -79,8 +79,10 @@ def test_squished_validation() -> None:
     margin = (side - VALUES["tfm.rrc_valid"]["inputs"]["size"]) // 2
     middle = squished.crop((margin, margin, side - margin, side - margin))
     found = valid_transform(224, squish=True)(photograph)
-    assert torch.equal(found, F.pil_to_tensor(middle))
-    assert not torch.equal(found, valid_transform(224)(photograph))
+    differences = (found.int() - F.pil_to_tensor(middle).int()).abs()
+    assert differences.max() <= 1  # torch rounds its weights, after Pillow's algorithm, once more
+    other = (found.int() - valid_transform(224)(photograph).int()).abs()
+    assert other.float().mean() > 10
 
 
 def test_pattern_in_the_whole_path() -> None:
@@ -328,7 +330,7 @@ def test_validation_does_not_depend_on_the_augmentation(pets: ImageData) -> None
 def test_option_of_every_way_in(pets: ImageData) -> None:
     paths, labels = list(pets.items["path"]), list(pets.items["label"])
     data = ImageData.from_lists(paths, labels, size=32, augment="none", workers=0)
-    image = valid_transform(32)(open_image(data.on_side("train")["path"][0]))
+    image = valid_transform(32)(open_image(data.on_side("train")["path"][0], 64))
     assert torch.equal(data.train.dataset[5, 0][0], image)
 
 

