@@ -335,6 +335,7 @@ if __name__ == "__main__":
     else:
         text = (f"# Speed\n\n{(__doc__ or '').strip()}\n\nMedian (least to most); accuracy: mean ± "
                 f"standard deviation over seeds.\n\n{table()}\n\n"
-                f"Machine: {results()[0]['processor']}. Versions: {results()[0]['versions']}.\n")  # fmt: skip
+                f"Machine: {results()[0]['processor']}. "
+                f"Versions: {results()[0]['versions']}.\n")  # fmt: skip
         TABLE.write_text(text, encoding="utf-8")
         print(table())

@@ -155,10 +155,10 @@ class FeatureExtractor:
     def __init__(
         self,
         model: Classifier,  # Its weights are copied
-        images: Tensor,  # A batch, normalised, to measure with
+        images: Tensor,  # A batch, normalised, to measure with; its first eight are enough
         precision: Precision = "auto",  # "auto": measured
     ):
-        was_training = model.training
+        images, was_training = images[:8], model.training
         self.copy = copy.deepcopy(model.eval())
         model.train(was_training)
         for parameter in self.copy.parameters():
