@@ -17,13 +17,13 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from .data import image_files, open_image, progress_bar
-from .learner import Learner, default_device, read_header, write_model
+from .learner import Learner, default_device, get_preds, read_header, write_model
 from .model import create_classifier
 from .speed import FeatureExtractor, Precision, has_bfloat16
-from .transforms import Normalize, valid_transform
+from .transforms import Normalize, epoch_batches, make_loader, valid_transform
 
 # %% auto #0
-__all__ = ['ImageLike', 'export', 'Prediction', 'Predictor', 'as_image']
+__all__ = ['ImageLike', 'export', 'Prediction', 'Predictor', 'as_image', 'blend', 'tta']
 
 # %% ../nbs/09_inference.ipynb #eaf29327
 def export(
@@ -153,3 +153,30 @@ def as_image(
     if isinstance(image, str | Path):
         return open_image(image)
     raise ValueError(f"a {type(image).__name__} is no image: give a path or a PIL image")
+
+# %% ../nbs/09_inference.ipynb #94993728
+def blend(
+    augmented: torch.Tensor,  # n x classes, mean over the views
+    plain: torch.Tensor,  # n x classes, of the middle view
+    beta: float = 0.25,  # Share of the plain view; fastai's default
+) -> torch.Tensor:  # n x classes
+    "Mix probabilities of augmented views and of the plain one."
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta is {beta}; it is a share, from 0 to 1")
+    return torch.lerp(augmented, plain, beta)
+
+
+def tta(
+    learn: Learner,  # Whose model is asked
+    n: int = 4,  # Augmented views of each picture; fastai's default
+    beta: float = 0.25,  # Share of the plain view; fastai's default
+    split: str = "valid",  # Side of the split
+) -> tuple[torch.Tensor, torch.Tensor]:  # Probabilities, n x classes, and targets
+    "Test-time augmentation, on images with known answers."
+    plain, targets = get_preds(learn, make_loader(learn.data, split, augment=False))
+    views = make_loader(learn.data, split, augment=True, shuffle=False)
+    found = []
+    for view in range(n):
+        epoch_batches(views).set_epoch(0, view)
+        found.append(get_preds(learn, views)[0].softmax(dim=1))
+    return blend(torch.stack(found).mean(0), plain.softmax(dim=1), beta), targets

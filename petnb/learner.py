@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from . import speed
 from .data import ImageData, in_notebook, progress_bar
-from .losses import Score, accuracy, macro_accuracy, mixing
-from .model import Classifier, HeadName, create_classifier, summary
+from .losses import FocalLoss, LabelSmoothing, Score, accuracy, macro_accuracy, mixing
+from .model import Classifier, HeadName, batch_norms, create_classifier, summary
 from .optimizers import MakeOptimizer, Rate, Settings, create_optimizer, rates, set_rates
 from .transforms import CROP_PCT, Normalize, epoch_batches, view_seed
 
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['Curve', 'Batch', 'T', 'FORMAT', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss', 'plot_lr',
-           'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'backward', 'gather',
-           'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step', 'train_epoch', 'FitOptions',
-           'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner', 'header', 'write_model',
-           'read_header', 'model_file', 'save', 'load']
+__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FORMAT', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss',
+           'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'pieces',
+           'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
+           'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
+           'header', 'write_model', 'read_header', 'model_file', 'save', 'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -362,24 +362,43 @@ def in_order(
     return features, targets
 
 # %% ../nbs/03_learner.ipynb #bd233d3f
+MICRO_BATCH = 16  # Images that go through a learning body at once, on a CPU
+
+
+def pieces(
+    learn: Learner,  # Whose model may tie the images of a batch together
+    n_images: int,  # In the batch
+) -> int:  # Images in a piece
+    "How many images may go through the body at once without a change of the gradient."
+    loss = learn.loss_func
+    is_mean = loss is F.cross_entropy or isinstance(loss, (LabelSmoothing, FocalLoss))
+    tied = any(module.training for module in batch_norms(learn.model))
+    weighted = getattr(loss, "weight", None) is not None
+    separable = is_mean and not weighted and not tied
+    return MICRO_BATCH if separable and learn.device.type == "cpu" else n_images
+
+
 def backward(
     fit: Fit,  # The state of the run
     inputs: Tensor,  # Images, n x 3 x h x w, normalised; or features, if the body is frozen
     targets: Tensor,  # n positions in the vocabulary
 ) -> float:  # This batch's share of the step's loss
     "Guess, measure, and add this batch's share of the gradient to what is there."
-    learn, n_images = fit.learn, len(inputs)
+    learn, total = fit.learn, 0.0
     if fit.mix is not None:
         inputs, targets = fit.mix(inputs, targets)
-    if fit.mix is None and learn.model.is_frozen:
-        logits = learn.model.head(inputs)
-    else:
-        short = learn.training_precision(inputs) == "bfloat16"
+    head_only = fit.mix is None and learn.model.is_frozen
+    size = len(inputs) if head_only else pieces(learn, len(inputs))
+    short = not head_only and learn.training_precision(inputs) == "bfloat16"
+    trained = learn.model.head if head_only else learn.model
+    parts = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+    for some, wanted in parts:
         with torch.autocast(learn.device.type, torch.bfloat16, enabled=short):
-            logits = learn.model(inputs)
-    loss = learn.loss_func(logits.float(), targets) * (n_images / fit.n_images)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item()
+            logits = trained(some)
+        loss = learn.loss_func(logits.float(), wanted) * (len(some) / fit.n_images)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
 
 # %% ../nbs/03_learner.ipynb #7e23e425
 T = TypeVar("T")
@@ -547,7 +566,7 @@ def get_preds(
 ) -> tuple[Tensor, Tensor]:  # Logits, n x classes, and targets, n; in the order of the loader
     "The model's scores for each image of a loader, on the CPU."
     learn.model.eval()
-    key = learn.features_key(loader)
+    key = (learn.features_key(loader), epoch_batches(loader).view)
     if kept := learn.store.get(key):
         batches = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
         return torch.cat([learn.model.head(batch).cpu() for batch in batches]), kept[1]

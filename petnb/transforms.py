@@ -182,7 +182,8 @@ def training_transform(
 def make_loader(
     data: ImageData,  # Items, vocabulary and settings
     split: str,  # Side of the split: "train" or "valid"
-    augment: bool | None = None,  # Shuffle and augment; None: for "train" only
+    augment: bool | None = None,  # Augment; None: for "train" only
+    shuffle: bool | None = None,  # A new order each epoch; None: if augmented
 ) -> DataLoader[tuple[Tensor, Tensor]]:  # Batches of (uint8 images, int64 targets)
     "A loader of one side of the split, which asks nobody else's dice."
     items = data.on_side(split)
@@ -196,7 +197,9 @@ def make_loader(
     dataset = ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes)
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(len(items), data.batch_size, training, data.seed),
+        batch_sampler=EpochBatches(
+            len(items), data.batch_size, training if shuffle is None else shuffle, data.seed
+        ),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -11,6 +11,7 @@ import torch
 
 from petnb.callbacks import EarlyStopping, SaveModel
 from petnb.data import ImageData
+from petnb.inference import blend
 from petnb.interpretation import Interpretation, from_logits
 from petnb.learner import Fit, Learner, gather, smooth, vision_learner
 from petnb.losses import (
@@ -317,3 +318,9 @@ def test_normalisation() -> None:
     pixel = torch.tensor(inputs("tfm.normalize")["pixel"]).view(1, 3, 1, 1) * 255
     encoded = normalize(pixel).flatten()
     assert np.allclose(encoded, expected("tfm.normalize")["encoded"], rtol=1e-5, atol=1e-6)
+
+
+def test_blend_of_views() -> None:
+    given = inputs("tta.beta")
+    found = blend(torch.tensor(given["aug_mean"]), torch.tensor(given["plain"]), given["beta"])
+    assert np.allclose(found, expected("tta.beta"), rtol=1e-5)

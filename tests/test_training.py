@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from petnb.callbacks import CSVLogger, EarlyStopping, SaveModel, WeightAverage
 from petnb.data import ImageData
-from petnb.learner import Callback, Fit, Learner, NonFiniteError, vision_learner
+from petnb.learner import Callback, Fit, Learner, NonFiniteError, pieces, vision_learner
 from petnb.losses import FocalLoss, LabelSmoothing, class_weights, mixing
 from petnb.optimizers import OPTIMIZERS, create_optimizer, optimizer_maker, set_rates
 
@@ -316,3 +316,44 @@ def test_csv_log_is_the_history(data: ImageData, tmp_path: Path) -> None:
     assert [float(row.split(",")[2]) for row in rows[1:]] == list(
         learn.recorder.history["valid_loss"]
     )
+
+
+# -- Pieces of a batch ---------------------------------------------------------------------------
+
+
+def test_a_batch_in_pieces_has_the_same_gradient(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a body that learns, statistics kept: twenty at once, or seven, seven and six."""
+    norms, moved = [], []
+    for size in (100, 7):
+        monkeypatch.setattr("petnb.learner.MICRO_BATCH", size)
+        learn = vision_learner(data, show_progress=False, precision="float32", optimizer="sgd")
+        learn.fit(1, 1e-2)
+        learn.unfreeze()
+        learn.fit(1, 1e-4)
+        norms.append(learn.recorder.norms)
+        moved.append(states(learn))
+    assert np.allclose(norms[0], norms[1], rtol=1e-3)
+    for one, other in zip(*moved, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 16),
+        ({"loss_func": LabelSmoothing()}, 16),
+        ({"loss_func": LabelSmoothing(weight=torch.ones(10))}, 20),
+        ({"loss_func": lambda logits, targets: logits.std()}, 20),
+        ({"train_bn": True}, 20),
+        ({"head": "fastai"}, 20),
+    ],
+)
+def test_what_ties_images_together_stays_together(
+    data: ImageData, options: dict[str, Any], expected: int
+) -> None:
+    learn = vision_learner(data, show_progress=False, **options)
+    learn.unfreeze()
+    learn.model.train()
+    assert pieces(learn, 20) == expected
