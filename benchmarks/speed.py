@@ -97,6 +97,7 @@ def run_petnb(seed: int, views: int | None) -> dict[str, Any]:
     body, _ = clock(lambda: learn.fit_one_cycle(BODY_EPOCHS, slice(1e-6, 1e-4), views=views))
     after_body, waited_body = learn.validate(), learn.recorder.waited
     learn.store.clear()
+    learn.data.valid.dataset.decoded.clear()  # fastai decodes anew, too
     predicting, _ = clock(learn.validate)
     return {"building": building, "head": head, "body": body, "predicting": predicting,
             "after head": after_head, "after body": after_body,
