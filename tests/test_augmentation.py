@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastai_facts import FACTS, FOLDER
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -36,10 +37,6 @@ from petnb.augmentation import (
 from petnb.data import ImageData, labels_from_names, open_image
 from petnb.transforms import Normalize, show_tensors, valid_transform
 
-FOLDER = Path(__file__).parent / "facts"
-VALUES: dict[str, Any] = {
-    fact["id"]: fact for fact in json.loads((FOLDER / "fastai_values.json").read_text())["facts"]
-}
 MOVES: dict[str, Any] = json.loads((FOLDER / "fastai_moves.json").read_text())
 
 
@@ -57,7 +54,7 @@ def pets() -> ImageData:
 
 
 def test_lighting() -> None:
-    pixel = torch.tensor(VALUES["tfm.lighting"]["inputs"]["pixel"]).view(3, 1, 1)
+    pixel = torch.tensor(FACTS["tfm.lighting"]["inputs"]["pixel"]).view(3, 1, 1)
     found = {
         "brightness_0.6": relight(pixel, brightness=0.6),
         "brightness_0.5": relight(pixel, brightness=0.5),
@@ -66,17 +63,17 @@ def test_lighting() -> None:
         "saturation_0.5": relight(pixel, saturation=0.5),
         "hue_0.1": F.adjust_hue(pixel, 0.1),  # torchvision's is fastai's, so petnb has none
     }
-    assert found.keys() == VALUES["tfm.lighting"]["expected"].keys()
-    for name, values in VALUES["tfm.lighting"]["expected"].items():
+    assert found.keys() == FACTS["tfm.lighting"]["expected"].keys()
+    for name, values in FACTS["tfm.lighting"]["expected"].items():
         assert np.allclose(found[name].flatten(), values, rtol=1e-5, atol=1e-5), name
 
 
 def test_squished_validation() -> None:
-    expected = VALUES["tfm.rrc_valid"]["expected"]
+    expected = FACTS["tfm.rrc_valid"]["expected"]
     (width, height), side = expected["cp_size"], expected["final_size"][0]
     photograph = F.to_pil_image(picture(0, height, width))
     squished = photograph.resize(tuple(expected["final_size"]), Image.Resampling.BICUBIC)
-    margin = (side - VALUES["tfm.rrc_valid"]["inputs"]["size"]) // 2
+    margin = (side - FACTS["tfm.rrc_valid"]["inputs"]["size"]) // 2
     middle = squished.crop((margin, margin, side - margin, side - margin))
     found = valid_transform(224, squish=True)(photograph)
     differences = (found.int() - F.pil_to_tensor(middle).int()).abs()
@@ -86,7 +83,7 @@ def test_squished_validation() -> None:
 
 
 def test_pattern_in_the_whole_path() -> None:
-    fact = VALUES["data.regex_label.path_v1"]
+    fact = FACTS["data.regex_label.path_v1"]
     paths, pattern = fact["inputs"]["paths"], fact["inputs"]["pat"]
     assert labels_from_names(paths, pattern, match="path") == fact["expected"]
     with pytest.raises(ValueError, match="3 of 3 names"):

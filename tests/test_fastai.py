@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai_facts import FACTS, FOLDER
 
 from petnb.callbacks import EarlyStopping, SaveModel
 from petnb.data import ImageData
@@ -27,12 +28,6 @@ from petnb.model import fastai_head
 from petnb.optimizers import create_optimizer, rates
 from petnb.schedules import cosine, one_cycle
 from petnb.transforms import Normalize
-
-FACTS_FOLDER = Path(__file__).parent / "facts"
-FACTS: dict[str, Any] = {
-    fact["id"]: fact
-    for fact in json.loads((FACTS_FOLDER / "fastai_values.json").read_text())["facts"]
-}
 
 
 def inputs(name: str) -> Any:
@@ -150,7 +145,7 @@ def test_valley() -> None:
 
 
 def test_half_of_the_fall_is_steadier_than_valley() -> None:
-    curve = json.loads((FACTS_FOLDER / "finder_curve.json").read_text())
+    curve = json.loads((FOLDER / "finder_curve.json").read_text())
     lrs, losses = np.array(curve["lrs"]), np.array(curve["losses"])
     medians, spreads, valley_spreads = [], [], []
     for noise in (0.0, 0.04, 0.15):

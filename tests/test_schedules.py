@@ -1,16 +1,15 @@
 """Schedules: fastai's and torch's numbers, and what holds for every curve."""
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fastai_facts import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import SGD, lr_scheduler
@@ -36,13 +35,6 @@ from petnb.schedules import (
     triangular,
     warm_restarts,
 )
-
-FACTS: dict[str, Any] = {
-    fact["id"]: fact
-    for fact in json.loads((Path(__file__).parent / "facts/fastai_values.json").read_text())[
-        "facts"
-    ]
-}
 
 Way = Callable[[float, float, float], float]
 WAYS: list[Way] = [linear, cosine, polynomial, exponential]
