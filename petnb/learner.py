@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from . import speed
 from .data import ImageData, in_notebook, progress_bar
+from .learning_body import LearningModel
 from .losses import FocalLoss, LabelSmoothing, Score, accuracy, macro_accuracy, mixing
 from .model import Classifier, HeadName, batch_norms, create_classifier, summary
 from .optimizers import MakeOptimizer, Rate, Settings, create_optimizer, rates, set_rates
@@ -112,11 +113,19 @@ class Fit:
     settings: Settings = field(default_factory=list)  # (rate, momentum) a group
     scores: dict[str, float] = field(default_factory=dict)  # Of the last validation
     stop: bool = False  # Set by a callback: this epoch was the last
+    learning: LearningModel | None = None  # Body and head as they learn, from the first step on
 
     @property
     def head_only(self) -> bool:
         "True if a frozen body's features are all that is trained on."
         return self.mix is None and self.learn.model.is_frozen
+
+    def learning_model(self, images: Tensor) -> LearningModel:
+        "The model as it learns (chapter 02d); checked and measured on the first images."
+        if self.learning is None:
+            self.learning = LearningModel(self.learn.model, images, self.learn.precision)
+            self.learn.choices["training"] = str(self.learning)
+        return self.learning
 
     def tell(self, moment: str) -> None:
         "Call this moment's method of each callback."
@@ -394,13 +403,10 @@ def backward(
     if fit.mix is not None:
         inputs, targets = fit.mix(inputs, targets)
     size = len(inputs) if fit.head_only else pieces(learn, len(inputs))
-    short = not fit.head_only and learn.training_precision(inputs) == "bfloat16"
-    trained = learn.model.head if fit.head_only else learn.model
+    trained = learn.model.head if fit.head_only else fit.learning_model(inputs)
     parts = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
     for some, wanted in parts:
-        with torch.autocast(learn.device.type, torch.bfloat16, enabled=short):
-            logits = trained(some)
-        loss = learn.loss_func(logits.float(), wanted) * (len(some) / fit.n_images)
+        loss = learn.loss_func(trained(some), wanted) * (len(some) / fit.n_images)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
@@ -633,6 +639,7 @@ class Learner:
         self.precision, self.store = precision, speed.FeatureStore(cache_bytes)
         self.extractor: tuple[str, speed.FeatureExtractor] | None = None  # By its weights' digest
         self.pages_kept = speed.keep_pages() if pages else False
+        self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
 
     @property
@@ -651,18 +658,13 @@ class Learner:
         "Computes what the head receives, with the weights of this digest; measured on images."
         if self.extractor is None or self.extractor[0] != digest:
             self.extractor = digest, speed.FeatureExtractor(self.model, images, self.precision)
+            self.choices["features"] = str(self.extractor[1].arithmetic)
         return self.extractor[1]
 
     @property
     def chosen_precision(self) -> speed.Precision:
         "Of the features: what was measured, once it was; until then what was asked for."
         return self.extractor[1].arithmetic.precision if self.extractor else self.precision
-
-    def training_precision(self, images: Tensor) -> Literal["float32", "bfloat16"]:
-        "Of forward and backward through a body that learns; measured at the first step."
-        if self.precision != "auto":
-            return self.precision
-        return speed.choose_training_precision(self.model, images)[0]
 
     def features_key(self, loader: DataLoader[Batch], digest: str) -> tuple[Any, ...]:
         "All that the features of a loader's images depend on, but for their view."
@@ -770,7 +772,8 @@ class Learner:
 
     def __repr__(self) -> str:
         trained = f"{self.n_epochs} epochs trained"
-        return f"Learner: {self.model.architecture}, {trained}, on {self.device}"
+        choices = "".join(f"\n  {what}: {choice}" for what, choice in self.choices.items())
+        return f"Learner: {self.model.architecture}, {trained}, on {self.device}{choices}"
 
 # %% ../nbs/03_learner.ipynb #ec73f2d1
 def default_device() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import hashlib
+import math
 import sys
 import time
 from collections import Counter, OrderedDict
@@ -17,29 +18,36 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
 from .model import Classifier
 
 # %% auto #0
-__all__ = ['Precision', 'Choice', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'DEFAULTS', 'conv_norm_pairs',
-           'fold_batch_norms', 'relative_error', 'has_bfloat16', 'seconds', 'quicker', 'Arithmetic', 'choose_precision',
-           'FeatureExtractor', 'choose_training_precision', 'digest_of_weights', 'FeatureStore', 'keep_pages']
+__all__ = ['CONVOLUTIONS', 'ACTIVATIONS', 'Precision', 'Choice', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'DEFAULTS',
+           'followed_by', 'conv_norm_pairs', 'what_is_left', 'fold_batch_norms', 'relative_error', 'EvenlyPadded',
+           'pad_evenly', 'ActivatedConvolution', 'ConvActivation', 'fuse_activations', 'has_bfloat16', 'seconds',
+           'quicker', 'Arithmetic', 'choose_precision', 'FeatureExtractor', 'digest_of_weights', 'FeatureStore',
+           'keep_pages']
 
 # %% ../nbs/02c_speed.ipynb #911df1d3
-def conv_norm_pairs(
+def followed_by(
     body: nn.Module,  # In evaluation mode
     images: Tensor,  # A batch that it takes
-) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    "Convolutions whose output goes straight into a batch norm, each with that batch norm."
-    made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # Tensors are held, so that ids stay theirs
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    first: tuple[type[nn.Module], ...],  # Kinds of modules that come first
+    then: tuple[type[nn.Module], ...],  # Kinds of modules that come behind
+) -> list[tuple[nn.Module, nn.Module]]:  # Each of the first, with what takes its output
+    "Modules whose output goes straight into a module of other kinds, and that run once."
+    made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # Tensors are held, so that ids stay theirs
+    pairs: list[tuple[nn.Module, nn.Module]] = []
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, first):
             made_by[id(output)] = (module, output)
-        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made_by:
+        elif isinstance(module, then) and id(inputs[0]) in made_by:
             pairs.append((made_by[id(inputs[0])][0], module))
 
     handles = [module.register_forward_hook(watch) for module in body.modules()]
@@ -49,10 +57,29 @@ def conv_norm_pairs(
     finally:
         for handle in handles:
             handle.remove()
-    used = Counter(conv for conv, _ in pairs)
+    used = Counter(one for one, _ in pairs)
+    return [(one, other) for one, other in pairs if used[one] == 1]
+
+
+def conv_norm_pairs(
+    body: nn.Module,  # In evaluation mode
+    images: Tensor,  # A batch that it takes
+) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    "Convolutions whose output goes straight into a batch norm, each with that batch norm."
     return [
-        (conv, norm) for conv, norm in pairs if used[conv] == 1 and norm.running_mean is not None
+        (conv, norm)
+        for conv, norm in followed_by(body, images, (nn.Conv2d,), (nn.BatchNorm2d,))
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if norm.running_mean is not None
     ]
+
+
+def what_is_left(
+    norm: nn.BatchNorm2d,  # A batch norm that became part of a convolution
+) -> nn.Sequential:  # Empty for PyTorch's own
+    "The dropout and the activation that timm's batch norms bring along."
+    rest = [getattr(norm, name, None) for name in ("drop", "act")]
+    return nn.Sequential(*(part for part in rest if isinstance(part, nn.Module)))
 
 
 def fold_batch_norms(
@@ -70,9 +97,7 @@ def fold_batch_norms(
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
         )
-        rest = [getattr(norm, name, None) for name in ("drop", "act")]  # timm's norms may have both
-        kept = [part for part in rest if isinstance(part, nn.Module)]
-        folded.set_submodule(names[norm], nn.Sequential(*kept))
+        folded.set_submodule(names[norm], what_is_left(norm))
     with torch.no_grad():
         same = relative_error(folded(images), body(images)) < 1e-4
     return (folded, len(pairs)) if same else (copy.deepcopy(body), 0)
@@ -85,6 +110,111 @@ def relative_error(
     "Length of the difference over the length of what is exact."
     found, exact = found.float(), exact.float()
     return float((found - exact).norm() / exact.norm().clamp_min(1e-12))
+
+# %% ../nbs/02c_speed.ipynb #92ae92d2
+class EvenlyPadded(nn.Module):
+    "A depthwise convolution with TensorFlow's padding; its filter is widened, no image copied."
+
+    def __init__(
+        self,
+        conv: Conv2dSame,  # timm's; its filters do not skip pixels
+    ):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, images: Tensor) -> Tensor:
+        conv, missing = self.conv, []
+        for side, width, step in zip(images.shape[2:], conv.kernel_size, conv.stride, strict=True):
+            missing.append(max((math.ceil(side / step) - 1) * step + width - side, 0))
+        high, wide = (n % 2 for n in missing)  # One pixel more on the right or below?
+        weight = F.pad(conv.weight, (wide, 0, high, 0))
+        padding = tuple((n + 1) // 2 for n in missing)
+        return F.conv2d(images, weight, conv.bias, conv.stride, padding, (1, 1), conv.groups)
+
+
+def pad_evenly(
+    body: nn.Module,  # Changed in place
+) -> int:  # How many convolutions
+    "Let timm's depthwise convolutions with TensorFlow's padding do without a copy."
+    found = [
+        (name, conv)
+        for name, conv in body.named_modules()
+        if type(conv) is Conv2dSame and conv.dilation == (1, 1) and conv.groups == conv.in_channels
+    ]
+    for name, conv in found:
+        body.set_submodule(name, EvenlyPadded(conv))
+    return len(found)
+
+# %% ../nbs/02c_speed.ipynb #2a985889
+CONVOLUTIONS = (nn.Conv2d, EvenlyPadded)
+ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # Their names in that library
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+}
+
+
+class ActivatedConvolution(TorchFunctionMode):
+    "While this is on, `torch.conv2d` applies an activation before it writes its output."
+
+    def __init__(
+        self,
+        name: str,  # Of the activation, as the library knows it
+        numbers: list[float],  # That belong to it, such as its bounds
+    ):
+        super().__init__()
+        self.name, self.numbers = name, numbers
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        if function is not torch.conv2d or len(arguments) != 7:
+            return function(*arguments, **(keywords or {}))
+        images, weight, bias, stride, padding, dilation, groups = arguments
+        geometry = (list(padding), list(stride), list(dilation), groups)
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        return convolve(images, weight, bias, *geometry, self.name, self.numbers, "")
+
+
+class ConvActivation(nn.Module):
+    "A convolution together with the activation behind it."
+
+    def __init__(
+        self,
+        conv: nn.Module,  # Of any kind that calls torch.conv2d once
+        activation: nn.Module,  # One of `ACTIVATIONS`
+    ):
+        super().__init__()
+        self.conv, self.activation = conv, ACTIVATIONS[type(activation)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        with ActivatedConvolution(*self.activation):
+            return self.conv(images)  # type: ignore[no-any-return]
+
+
+def fuse_activations(
+    body: nn.Module,  # In evaluation mode, on a CPU; changed in place
+    images: Tensor,  # A batch that it takes
+) -> int:  # How many activations became part of a convolution
+    "Let convolutions apply the activations behind them, if that changes nothing."
+    with torch.no_grad():
+        expected = body(images)
+    names = {module: name for name, module in body.named_modules()}
+    pairs = [
+        (conv, activation)
+        for conv, activation in followed_by(body, images, CONVOLUTIONS, tuple(ACTIVATIONS))
+        if type(activation) in ACTIVATIONS and not isinstance(getattr(conv, "padding", 0), str)
+    ]
+    for conv, activation in pairs:
+        body.set_submodule(names[conv], ConvActivation(conv, activation))
+        body.set_submodule(names[activation], nn.Identity())
+    with torch.no_grad():
+        same = relative_error(body(images), expected) < 1e-4
+    if not same:
+        for conv, activation in pairs:
+            body.set_submodule(names[conv], conv)
+            body.set_submodule(names[activation], activation)
+    return len(pairs) if same else 0
 
 # %% ../nbs/02c_speed.ipynb #64928e75
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -123,9 +253,10 @@ def quicker(
     float32: Callable[[], Any],  # Work in usual numbers
     bfloat16: Callable[[], Any],  # The same in shorter ones
     n_images: int,  # That go through in one run
+    repeats: int = 3,  # Of each
 ) -> Choice:
     "Time both; the shorter numbers, if they are a fifth faster."
-    long, short = (1e3 * seconds(work) / n_images for work in (float32, bfloat16))
+    long, short = (1e3 * seconds(work, repeats) / n_images for work in (float32, bfloat16))
     reason = f"{short:.1f} ms an image in bfloat16, {long:.1f} in float32"
     return ("bfloat16" if 1.2 * short < long else "float32"), reason
 
@@ -136,10 +267,12 @@ class Arithmetic:
 
     precision: Literal["float32", "bfloat16"]
     n_folded: int  # Batch norms that became part of a convolution
+    n_fused: int  # Activations that did
     reason: str  # What was measured, or that it was asked for
 
     def __str__(self) -> str:
-        return f"{self.precision}, {self.n_folded} batch norms folded ({self.reason})"
+        parts = f"{self.n_folded} batch norms and {self.n_fused} activations folded"
+        return f"{self.precision}, {parts} ({self.reason})"
 
 
 _decided: dict[tuple[Any, ...], Choice] = {}
@@ -154,7 +287,7 @@ def choose_precision(
     if not has_bfloat16(images.device):
         return "float32", f"no native bfloat16 on this {images.device.type}"
     error = relative_error(bfloat16(images), float32(images))
-    chosen, reason = quicker(partial(float32, images), partial(bfloat16, images), len(images))
+    chosen, reason = quicker(partial(float32, images), partial(bfloat16, images), len(images), 2)
     return (chosen if error < 0.05 else "float32"), f"{reason}, difference {error:.1%}"
 
 # %% ../nbs/02c_speed.ipynb #5cf7684d
@@ -167,20 +300,21 @@ class FeatureExtractor:
         images: Tensor,  # A batch, normalised, to measure with; its first eight are enough
         precision: Precision = "auto",  # "auto": measured
     ):
-        images, was_training = images[:8], model.training
-        body, n_folded = fold_batch_norms(model.eval().body, images)
+        few, was_training = images[:2], model.training
+        body, n_folded = fold_batch_norms(model.eval().body, few)
         self.copy = copy.deepcopy(model, {id(model.body): body})  # With this in the body's place
         model.train(was_training)
         for parameter in self.copy.parameters():
             parameter.requires_grad_(False)
-        body.to(memory_format=torch.channels_last)
+        pad_evenly(body.to(memory_format=torch.channels_last))
+        n_fused = fuse_activations(body, few) if images.device.type == "cpu" else 0
         if precision == "auto":
-            chosen, reason = self.measured(images)
+            chosen, reason = self.measured(images[:8])
         else:
             chosen, reason = precision, "as asked for"
         self.dtype = getattr(torch, chosen)
         self.copy.to(self.dtype)
-        self.arithmetic = Arithmetic(chosen, n_folded, reason)
+        self.arithmetic = Arithmetic(chosen, n_folded, n_fused, reason)
 
     def measured(self, images: Tensor) -> Choice:
         "The choice for this architecture and size, timed at the first time of asking."
@@ -198,29 +332,6 @@ class FeatureExtractor:
         images: Tensor,  # n x 3 x h x w, normalised
     ) -> Tensor:  # What the head receives, in float32
         return self.copy.features(images.to(self.dtype)).float()
-
-# %% ../nbs/02c_speed.ipynb #b9de37a8
-def choose_training_precision(
-    model: Classifier,  # A copy of it is timed
-    images: Tensor,  # Normalised
-    n_images: int = 8,  # Of these, so that it takes less than a second
-) -> Choice:
-    "Time forward and backward in both; take bfloat16 if it is a fifth faster."
-    key = ("training", model.architecture, *images.shape[1:], images.device, model.is_frozen)
-    if key not in _decided and not has_bfloat16(images.device):
-        _decided[key] = "float32", f"no native bfloat16 on this {images.device.type}"
-    if key not in _decided:
-        trial, few = copy.deepcopy(model), images[:n_images]
-
-        def step(dtype: torch.dtype) -> None:
-            with torch.autocast(few.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = trial(few).float().square().mean()
-            loss.backward()
-
-        with torch.random.fork_rng():
-            long, short = (partial(step, dtype) for dtype in (torch.float32, torch.bfloat16))
-            _decided[key] = quicker(long, short, len(few))
-    return _decided[key]
 
 # %% ../nbs/02c_speed.ipynb #5285cdba
 def digest_of_weights(

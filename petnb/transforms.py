@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,9 @@ from torchvision.transforms.v2 import functional as F
 from .data import ImageData, open_image, show_images
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'valid_transform', 'train_transform', 'view_seed', 'ImageDataset', 'file_version', 'EpochBatches',
-           'default_workers', 'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize',
-           'show_tensors']
+__all__ = ['CROP_PCT', 'GREY', 'valid_transform', 'RandomLight', 'relight', 'train_transform', 'view_seed', 'ImageDataset',
+           'decoding_threads', 'available_cores', 'file_version', 'EpochBatches', 'default_workers',
+           'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize', 'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
 CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
@@ -47,6 +48,46 @@ def valid_transform(
     )
 
 # %% ../nbs/01_transforms.ipynb #8500edc1
+GREY = (0.2989, 0.587, 0.114)  # Weights of red, green and blue (ITU-R BT.601)
+
+
+class RandomLight(v2.Transform):  # type: ignore[misc]
+    "Another brightness, contrast and saturation for each image."
+
+    def __init__(
+        self,
+        light: float = 0.2,  # Brightness and contrast change by up to this share
+        saturation: float = 0.1,  # Saturation does by up to this one
+    ):
+        super().__init__()
+        self.light, self.saturation = light, saturation
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, float]:
+        "The three factors, drawn evenly around 1."
+        drawn = (2 * torch.rand(3) - 1) * torch.tensor([self.light, self.light, self.saturation])
+        names = ("brightness", "contrast", "saturation")
+        return dict(zip(names, (1 + drawn).tolist(), strict=True))
+
+    def transform(self, inpt: Any, params: dict[str, float]) -> Any:
+        return relight(inpt, **params) if isinstance(inpt, Tensor) else inpt
+
+
+def relight(
+    image: Tensor,  # Bytes, 3 x h x w
+    brightness: float = 1.0,  # Factor of every pixel
+    contrast: float = 1.0,  # Factor of its distance to the mean grey
+    saturation: float = 1.0,  # Factor of its distance to its own grey
+) -> Tensor:  # Bytes, 3 x h x w
+    "The three as one matrix, after which numbers are rounded and cut to bytes."
+    grey = torch.tensor(GREY)
+    matrix = saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3)
+    pixels = image.reshape(3, -1).float()
+    mean_grey = float(grey @ pixels.mean(1))
+    added = (1 - contrast) * brightness * mean_grey
+    found = torch.addmm(torch.tensor(added + 0.5), brightness * contrast * matrix, pixels)
+    return found.clamp_(0, 255).byte().view(image.shape)
+
+# %% ../nbs/01_transforms.ipynb #943db0b2
 def train_transform(
     size: int,  # Side of the square, in pixels
     scale: tuple[float, float] = (0.35, 1.0),  # Share of the area that is cut out
@@ -60,7 +101,7 @@ def train_transform(
                 size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True
             ),
             v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=light, contrast=light, saturation=light / 2),
+            RandomLight(light, light / 2),
             v2.ToPureTensor(),
         ]
     )
@@ -95,29 +136,63 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        image = self.pixels(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(view_seed(self.seed, epoch, index))
-            return self.transform(image), torch.tensor(self.targets[index])
+        return self.__getitems__([key])[0]
 
-    def pixels(self, index: int) -> Tensor:
-        "Bytes, 3 x h x w, decoded anew only if the file has changed or there was no room."
-        version, kept = file_version(self.paths[index]), self.decoded.pop(index, None)
-        self.room += kept[1].nbytes if kept else 0
-        if kept is None or kept[0] != version:
-            picture = np.array(open_image(self.paths[index], self.at_least))
-            kept = version, torch.from_numpy(picture).permute(2, 0, 1)
-        if kept[1].nbytes <= self.room:
-            self.decoded[index] = kept
-            self.room -= kept[1].nbytes
-        return kept[1]
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        "A whole batch at once, which is how a loader asks."
+        images, views = self.pixels([index for _, index in keys]), []
+        with torch.random.fork_rng(devices=[]):
+            for (epoch, index), image in zip(keys, images, strict=True):
+                torch.default_generator.manual_seed(view_seed(self.seed, epoch, index))
+                views.append((self.transform(image), torch.tensor(self.targets[index])))
+        return views
+
+    def pixels(self, indices: Sequence[int]) -> list[Tensor]:
+        "Bytes, 3 x h x w each; decoded anew only if a file has changed or there was no room."
+        versions = {index: file_version(self.paths[index]) for index in indices}
+        found = {
+            index: self.decoded[index][1]
+            for index in versions
+            if index in self.decoded and self.decoded[index][0] == versions[index]
+        }
+        missing = [index for index in versions if index not in found]
+        with ThreadPoolExecutor(decoding_threads()) as threads:
+            for index, image in zip(missing, threads.map(self.decode, missing), strict=True):
+                found[index] = image
+                self.keep(index, versions[index], image)
+        return [found[index] for index in indices]
+
+    def decode(self, index: int) -> Tensor:
+        "Bytes, 3 x h x w, from the file."
+        picture = np.array(open_image(self.paths[index], self.at_least))
+        return torch.from_numpy(picture).permute(2, 0, 1)
+
+    def keep(self, index: int, version: tuple[int, int], image: Tensor) -> None:
+        "Hold an image in memory in the place of its earlier version, if there is room."
+        if earlier := self.decoded.pop(index, None):
+            self.room += earlier[1].nbytes
+        if image.nbytes <= self.room:
+            self.decoded[index] = version, image
+            self.room -= image.nbytes
 
     def fingerprint(self) -> str:
         "A hash of all that the views depend on: files, their sizes and times, transform and seed."
         files = [(path, file_version(path)) for path in self.paths]
         told = repr((files, self.targets, self.transform, self.seed))
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def decoding_threads() -> int:
+    "One for each core, as decoding does not hold Python up; one where there are other processes."
+    alone = torch.utils.data.get_worker_info() is None
+    return available_cores() if alone else 1
+
+
+def available_cores() -> int:
+    "Cores that this process may use."
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def file_version(
@@ -164,7 +239,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 # %% ../nbs/01_transforms.ipynb #65aab2d9
 def default_workers() -> int:
     "Half the cores, at most 8; none on up to two cores, or where a process cannot fork."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = available_cores()
     return min(cores // 2, 8) if cores > 2 and sys.platform == "linux" else 0
 
 
@@ -249,7 +324,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
 
     def undo(self, images: Tensor) -> Tensor:
         "Back to bytes, so that a normalised batch can be looked at."

@@ -147,7 +147,11 @@ def test_pairs_are_found_in_the_order_of_use() -> None:
 
 def test_inexact_bfloat16_is_refused_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("petnb.speed.has_bfloat16", lambda device: True)
-    monkeypatch.setattr("petnb.speed.seconds", lambda work: 1.0 if ".exact " in str(work) else 0.1)
+
+    def seconds(work: Callable[[], Any], repeats: int) -> float:
+        return 1.0 if ".exact " in str(work) else 0.1
+
+    monkeypatch.setattr("petnb.speed.seconds", seconds)
 
     def exact(images: Tensor) -> Tensor:
         return images

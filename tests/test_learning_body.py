@@ -1,0 +1,198 @@
+"""A body that learns in quick ways learns what it would have learnt anyhow."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_speed import FAMILIES, images_for, shake_statistics
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from petnb.data import ImageData
+from petnb.learner import vision_learner
+from petnb.learning_body import (
+    ClampInPlace,
+    DepthwiseConv,
+    FoldedConv,
+    LearningModel,
+    QuickFunctions,
+    slow_in_bfloat16,
+)
+from petnb.model import Classifier, create_classifier, freeze_to
+from petnb.speed import relative_error
+
+
+def flat(gradients: Any) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+
+def gradients(model: Any, classifier: Classifier, images: Tensor) -> Tensor:
+    """Of cross-entropy, by all that may learn."""
+    learnt = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    loss = F.cross_entropy(model(images), torch.arange(len(images)))
+    return flat(torch.autograd.grad(loss, learnt, allow_unused=True))
+
+
+def classifier(name: str, **options: Any) -> Classifier:
+    """Random weights, statistics as of a trained body, a head that sends gradients back."""
+    model = create_classifier(name, 3, pretrained=False, train_bn=False, **options)
+    shake_statistics(model.body)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        nn.init.normal_(model.head[-1].weight, std=0.1)  # type: ignore[arg-type]
+    return model.train()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_are_those_of_the_model(name: str) -> None:
+    model = classifier(name).eval()
+    images = images_for(model)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    learning = LearningModel(model, images, "float32")
+    assert not model.training
+    error = relative_error(gradients(learning, model, images), gradients(model, model, images))
+    assert error < 1e-3
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    if name not in ("densenet121", "convnext_atto", "vit_tiny_patch16_224"):
+        assert learning.n_folded
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto", "resnet18"])
+def test_bfloat16_is_as_near_as_autocast_alone(name: str) -> None:
+    model = classifier(name).eval()
+    images = images_for(model, 3)
+    exact = gradients(model, model, images)
+    short = gradients(LearningModel(model, images, "bfloat16"), model, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = gradients(model, model, images)
+    assert relative_error(short, exact) < 1.2 * relative_error(autocast, exact)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_frozen_groups_stay_without_gradient(n: int) -> None:
+    model = classifier("resnet18")
+    freeze_to(model, n)
+    model.train()
+    images = images_for(model)
+    learning = LearningModel(model, images, "float32")
+    F.cross_entropy(learning(images), torch.arange(2)).backward()  # type: ignore[no-untyped-call]
+    for number, group in enumerate(model.groups()):
+        assert all((parameter.grad is not None) == (number >= n) for parameter in group)
+
+
+def test_statistics_that_move_are_not_folded() -> None:
+    model = create_classifier("resnet18", 3, pretrained=False, train_bn=True).train()
+    images = images_for(model, 4)
+    other = create_classifier("resnet18", 3, pretrained=False, train_bn=True).train()
+    learning = LearningModel(model, images)
+    assert learning.n_folded == 0
+    assert all(
+        torch.equal(one, another)
+        for one, another in zip(model.buffers(), other.buffers(), strict=True)
+    )
+    learning(images)
+    other(images)
+    assert not torch.equal(
+        next(model.buffers()), next(create_classifier("resnet18", 3, pretrained=False).buffers())
+    )
+    if learning.precision == "float32":
+        assert all(
+            torch.equal(one, another)
+            for one, another in zip(model.buffers(), other.buffers(), strict=True)
+        )
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_convolution(affine: bool, bias: bool) -> None:
+    conv = nn.Conv2d(3, 4, 3, bias=bias)
+    norm = nn.BatchNorm2d(4, affine=affine).eval()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(torch.tensor([0.3, -0.2, 0.1, 1.0]))
+    norm.running_var.copy_(torch.tensor([0.5, 2.0, 1.0, 1.5]))
+    images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    learnt = [*conv.parameters(), *norm.parameters()]
+    expected = norm(conv(images))
+    found = FoldedConv(conv, norm)(images)
+    assert torch.allclose(found, expected, atol=1e-6)
+    one, other = (flat(torch.autograd.grad(y.sin().sum(), learnt)) for y in (found, expected))
+    assert relative_error(one, other) < 1e-5
+
+
+def test_clamping_in_place_has_relu6_s_gradient_at_its_corners() -> None:
+    corners = torch.tensor([-1.0, 0.0, 1e-30, 3.0, 6.0, 6.0000005, 9.0], requires_grad=True)
+    (expected,) = torch.autograd.grad(F.relu6(corners).sum(), corners)
+    (found,) = torch.autograd.grad(ClampInPlace.apply(corners * 1).sum(), corners)
+    assert torch.equal(found, expected)
+
+
+def test_an_activation_that_is_not_in_place_leaves_its_input() -> None:
+    images = torch.linspace(-2, 8, 11)
+    with QuickFunctions():
+        nn.ReLU6()(images)
+        nn.Hardtanh(inplace=False)(images)
+    assert torch.equal(images, torch.linspace(-2, 8, 11))
+    with QuickFunctions():
+        nn.Hardtanh(-1, 1, inplace=True)(images)
+    assert images.max() == 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (5, 1, 2), (5, 2, 0)])
+def test_a_depthwise_convolution(kernel: int, stride: int, padding: int, bias: bool) -> None:
+    conv = nn.Conv2d(4, 4, kernel, stride, padding, groups=4, bias=bias)
+    assert slow_in_bfloat16(conv.weight, conv.stride, conv.groups)
+    images = torch.linspace(-1, 1, 2 * 4 * 12 * 12).view(2, 4, 12, 12).requires_grad_()
+    geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), 4)
+    found = DepthwiseConv.apply(images, conv.weight, conv.bias, *geometry)
+    assert found.dtype == torch.bfloat16
+    expected = conv(images)
+    learnt = [images, *conv.parameters()]
+    one, other = (
+        flat(torch.autograd.grad(y.float().square().sum(), learnt)) for y in (found, expected)
+    )
+    assert relative_error(found.detach(), expected.detach()) < 0.01
+    assert relative_error(one, other) < 0.01
+
+
+def test_dense_convolutions_are_not_held_back() -> None:
+    assert not slow_in_bfloat16(torch.zeros(8, 8, 5, 5), (2, 2), 1)
+    assert not slow_in_bfloat16(torch.zeros(8, 1, 3, 3), (1, 1), 8)
+    assert not slow_in_bfloat16(torch.zeros(8, 2, 5, 5), (1, 1), 4)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return ImageData.drawn_pets(images_per_breed=12, pixels=128, size=64, batch_size=25, workers=0)
+
+
+def test_what_the_twin_learns_the_model_knows(data: ImageData) -> None:
+    learn = vision_learner(data, show_progress=False, precision="float32")
+    before = [parameter.clone() for parameter in learn.model.parameters()]
+    statistics = [buffer.clone() for buffer in learn.model.body.buffers()]
+    learn.unfreeze()
+    learn.fit(1, 1e-3)
+    moved = [
+        not torch.equal(one, other)
+        for one, other in zip(before, learn.model.parameters(), strict=True)
+    ]
+    assert all(moved)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(statistics, learn.model.body.buffers(), strict=True)
+    )
+    assert "49 batch norms folded" in learn.choices["training"]
+    assert learn.choices["training"] in repr(learn)
+
+
+def test_mixing_with_a_frozen_body(data: ImageData) -> None:
+    learn = vision_learner(data, show_progress=False, precision="float32")
+    body = [parameter.clone() for parameter in learn.model.body.parameters()]
+    learn.fit(1, mixup=0.4)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(body, learn.model.body.parameters(), strict=True)
+    )
+    assert learn.model.head[-1].weight.abs().sum() > 0  # type: ignore[operator]
