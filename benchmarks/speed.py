@@ -29,8 +29,10 @@ SYSTEMS = {
     "plain": "plain PyTorch loop",
     "plain-petnb": "plain loop, pages kept, statistics kept",
     "fastai": "fastai 2.8.12",
+    "petnb-resnet34": "petnb, resnet34, random weights",
+    "fastai-resnet34": "fastai, resnet34, random weights",
 }
-SEEDS = 3
+SEEDS = {system: 1 if "resnet34" in system else 3 for system in SYSTEMS}
 SIZE, BATCH_SIZE, HEAD_EPOCHS, BODY_EPOCHS = 224, 64, 4, 2
 
 
@@ -65,7 +67,7 @@ def photographs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 # -- One run of each system ----------------------------------------------------------------------
 
 
-def run_petnb(seed: int, views: int | None) -> dict[str, Any]:
+def run_petnb(seed: int, views: int | None, backbone: str = "lite0") -> dict[str, Any]:
     """The library as it comes."""
     from petnb.data import ImageData
     from petnb.learner import vision_learner
@@ -78,7 +80,10 @@ def run_petnb(seed: int, views: int | None) -> dict[str, Any]:
             batch_size=BATCH_SIZE,
             seed=seed,
         )
-        return vision_learner(data, seed=seed, show_progress=False)
+        options: Any = {"pretrained": False, "train_bn": False} if backbone != "lite0" else {}
+        learn = vision_learner(data, backbone, seed=seed, show_progress=False, **options)
+        learn.freeze()
+        return learn
 
     building, learn = clock(build)
     head, _ = clock(lambda: learn.fit_one_cycle(HEAD_EPOCHS, views=views))
@@ -91,8 +96,28 @@ def run_petnb(seed: int, views: int | None) -> dict[str, Any]:
     predicting, _ = clock(learn.validate)
     return {"building": building, "head": head, "body": body, "predicting": predicting,
             "after head": after_head, "after body": after_body,
-            "waited": [waited_head, waited_body],
-            "arithmetic": str(learn.extractor[1].arithmetic)}  # fmt: skip
+            "waited": [waited_head, waited_body], "choices": learn.choices,
+            "gigabytes": peak_gigabytes(), "limit": limits(learn)}  # fmt: skip
+
+
+def limits(learn: Any) -> dict[str, float]:
+    """Milliseconds an image of the model alone, on noise that needs no loading."""
+    import torch
+
+    from petnb.learner import MICRO_BATCH
+    from petnb.learning_body import LearningModel
+
+    images = torch.randn(BATCH_SIZE, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    learning = LearningModel(learn.model.train(), images, learn.precision)
+    forward = min(clock(lambda: learn.extractor[1](images))[0] for _ in range(5))
+
+    def step() -> None:
+        for some in images.split(MICRO_BATCH):
+            learning(some).square().mean().backward()
+
+    step()
+    return {"forward": 1e3 * forward / BATCH_SIZE,
+            "step": 1e3 * min(clock(step)[0] for _ in range(3)) / BATCH_SIZE}  # fmt: skip
 
 
 def run_plain(seed: int, improved: bool) -> dict[str, Any]:
@@ -180,7 +205,7 @@ def run_plain(seed: int, improved: bool) -> dict[str, Any]:
             "after head": after_head, "after body": after_body}  # fmt: skip
 
 
-def run_fastai(seed: int) -> dict[str, Any]:
+def run_fastai(seed: int, backbone: str = "lite0") -> dict[str, Any]:
     """fastai's own journey, presizing and augmentation as in its lessons."""
     from fastai.callback.schedule import Learner  # noqa: F401  # adds fit_one_cycle
     from fastai.torch_core import set_seed
@@ -205,9 +230,11 @@ def run_fastai(seed: int) -> dict[str, Any]:
         table, path="/", fn_col="path", label_col="label", valid_col="held_out", bs=BATCH_SIZE,
         item_tfms=Resize(460), batch_tfms=aug_transforms(size=SIZE), num_workers=0,
     )  # fmt: skip
-    learn = vision_learner(loaders, LITE0, pretrained=False, metrics=accuracy)
-    missing = learn.model[0].model.load_state_dict(body_weights(), strict=False).missing_keys
-    assert not missing, missing
+    name = LITE0 if backbone == "lite0" else backbone
+    learn = vision_learner(loaders, name, pretrained=False, metrics=accuracy)
+    if backbone == "lite0":
+        missing = learn.model[0].model.load_state_dict(body_weights(), strict=False).missing_keys
+        assert not missing, missing
     learn.freeze()
     head, _ = clock(lambda: learn.fit_one_cycle(HEAD_EPOCHS, 3e-3))
     after_head = dict(zip(("valid_loss", "accuracy"), learn.validate(), strict=True))
@@ -235,6 +262,8 @@ RUNS: dict[str, Callable[[int], dict[str, Any]]] = {
     "plain": lambda seed: run_plain(seed, False),
     "plain-petnb": lambda seed: run_plain(seed, True),
     "fastai": run_fastai,
+    "petnb-resnet34": lambda seed: run_petnb(seed, None, "resnet34"),
+    "fastai-resnet34": lambda seed: run_fastai(seed, "resnet34"),
 }
 
 
@@ -250,11 +279,12 @@ def results() -> list[dict[str, Any]]:
 
 def run_all() -> None:
     """Each missing run, in turns, in a process of its own."""
-    for seed in range(SEEDS):
+    for seed in range(max(SEEDS.values())):
         for system in SYSTEMS:
-            if any((row["system"], row["seed"]) == (system, seed) for row in results()):
+            done = any((row["system"], row["seed"]) == (system, seed) for row in results())
+            if done or seed >= SEEDS[system]:
                 continue
-            python = os.environ["FASTAI_PYTHON"] if system == "fastai" else sys.executable
+            python = os.environ["FASTAI_PYTHON"] if system.startswith("fastai") else sys.executable
             environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
             print(f"{system}, seed {seed} ...", flush=True)
             subprocess.run(
@@ -266,8 +296,8 @@ def run_one(system: str, seed: int) -> None:
     """One run, appended to the results."""
     import machine
 
-    found = {"system": system, "seed": seed, **RUNS[system](seed), "gigabytes": peak_gigabytes(),
-             "versions": machine.versions(), "processor": machine.processor()}  # fmt: skip
+    run = RUNS[system](seed)
+    found = {"system": system, "seed": seed, "gigabytes": peak_gigabytes(), **run, "versions": machine.versions(), "processor": machine.processor()}  # fmt: skip
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
     print(json.dumps(found), flush=True)

@@ -193,7 +193,7 @@ class LearningModel:
         statistics = [buffer.clone() for buffer in self.twin.buffers()]
         with torch.random.fork_rng(), torch.enable_grad():
             ways = (partial(step, "float32"), partial(step, "bfloat16"))
-            choice = speed.quicker(*ways, len(images), repeats=1)
+            choice = speed.quicker(*ways, len(images))
         for buffer, before in zip(self.twin.buffers(), statistics, strict=True):
             buffer.copy_(before)
         return choice

@@ -148,8 +148,8 @@ def test_pairs_are_found_in_the_order_of_use() -> None:
 def test_inexact_bfloat16_is_refused_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("petnb.speed.has_bfloat16", lambda device: True)
 
-    def seconds(work: Callable[[], Any], repeats: int) -> float:
-        return 1.0 if ".exact " in str(work) else 0.1
+    def seconds(*ways: Callable[[], Any], repeats: int) -> list[float]:
+        return [1.0 if ".exact " in str(way) else 0.1 for way in ways]
 
     monkeypatch.setattr("petnb.speed.seconds", seconds)
 
