@@ -297,7 +297,8 @@ def run_one(system: str, seed: int) -> None:
     import machine
 
     run = RUNS[system](seed)
-    found = {"system": system, "seed": seed, "gigabytes": peak_gigabytes(), **run, "versions": machine.versions(), "processor": machine.processor()}  # fmt: skip
+    found = {"system": system, "seed": seed, "gigabytes": peak_gigabytes(), **run,
+             "versions": machine.versions(), "processor": machine.processor()}  # fmt: skip
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
     print(json.dumps(found), flush=True)
