@@ -9,7 +9,9 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from html import escape
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'eight_bits',
-           'to_rgb', 'reason_of', 'ImageError', 'check_pixels', 'open_image', 'visible_files', 'FoundFiles',
-           'image_files', 'notes_on', 'glance', 'set_bad_aside', 'labels_from_names', 'split_labels', 'Options',
-           'ImageData', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar', 'cache_folder',
-           'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
+           'to_rgb', 'reason_of', 'ImageError', 'check_pixels', 'no_bomb_warnings', 'open_image', 'visible_files',
+           'FoundFiles', 'image_files', 'notes_on', 'glance', 'set_bad_aside', 'labels_from_names', 'split_labels',
+           'Options', 'ImageData', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar',
+           'cache_folder', 'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def eight_bits(
@@ -114,6 +116,14 @@ def check_pixels(
             f"too large: {image.width} x {image.height} pixels are over the cap of {cap:,}; "
             "raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         )
+
+
+@contextmanager
+def no_bomb_warnings() -> Iterator[None]:
+    "Keep Pillow from warning of large images, where each of them is going to be reported anyway."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def open_image(
@@ -248,7 +258,8 @@ def set_bad_aside(
     if on_bad not in get_args(OnBad):
         raise ValueError(f"on_bad is {on_bad!r}; it is one of {', '.join(get_args(OnBad))}")
     looked_at = items["path"] if on_bad != "ignore" else items["path"][:0]
-    reasons = {path: reason for path in looked_at if (reason := glance(path))}
+    with no_bomb_warnings():
+        reasons = {path: reason for path in looked_at if (reason := glance(path))}
     if reasons and on_bad == "raise":
         listed = "".join(f"\n  {path}: {reason}" for path, reason in reasons.items())
         raise ValueError(
