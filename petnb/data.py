@@ -89,9 +89,9 @@ def reason_of(
         if re.match(pattern, start, re.DOTALL):
             return reason
     if isinstance(error, UnidentifiedImageError):
-        return f"its header is damaged, or it is no image; it begins with {start[:12]!r}"
+        return f"its header is damaged, or it is no image: it begins with {start[:12]!r}"
     if "truncated" in str(error).lower():
-        return f"it ends too early, after {os.path.getsize(path):,} bytes: {error}"
+        return f"it ends too early: {os.path.getsize(path):,} bytes are here, {error}"
     return str(error) or type(error).__name__
 
 # %% ../nbs/00_data.ipynb #81ce572b
@@ -212,11 +212,11 @@ def image_files(
 
 def notes_on(
     left_out: Sequence[tuple[str | Path, str]],  # Paths, each with the reason
-) -> list[str]:  # One line a reason
+) -> list[str]:  # One line a reason, of which the part before a colon is told
     "Count what was left out for each reason, and name the first three."
     by_reason: dict[str, list[str]] = {}
     for path, reason in left_out:
-        by_reason.setdefault(reason, []).append(Path(path).name)
+        by_reason.setdefault(reason.partition(":")[0], []).append(Path(path).name)
     return [
         f"left out, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
         for reason, names in by_reason.items()

@@ -28,11 +28,11 @@ from .data import ImageData, ImageError, cache_folder, no_bomb_warnings, open_im
 
 # %% auto #0
 __all__ = ['WEB_PAGE', 'BROKEN', 'ODD', 'CHANGES', 'SIDE', 'STAMP', 'FRAMED', 'BLACK', 'WHITE', 'BLURRED', 'TINY', 'STRETCHED',
-           'ALIKE', 'FLAT', 'Row', 'FEW', 'UNEVEN', 'METHOD', 'FINDINGS', 'COLUMNS', 'too_many_pixels', 'plant_faults',
-           'redrawn', 'spoil', 'sharpness', 'Measurement', 'measure', 'pulse', 'oddities', 'steps', 'similar_pairs',
-           'group_numbers', 'find_twins', 'named', 'find_leaks', 'find_rare', 'version_of', 'open_ledger', 'recall',
-           'remember', 'measure_all', 'printable', 'Checkup', 'relative', 'thumbnail', 'check_images', 'find_single',
-           'as_table']
+           'ALIKE', 'FLAT', 'Row', 'FEW', 'UNEVEN', 'UNKEPT', 'METHOD', 'FINDINGS', 'COLUMNS', 'too_many_pixels',
+           'plant_faults', 'redrawn', 'spoil', 'sharpness', 'Measurement', 'measure', 'pulse', 'oddities', 'steps',
+           'similar_pairs', 'group_numbers', 'find_twins', 'named', 'find_leaks', 'find_rare', 'version_of',
+           'open_ledger', 'recall', 'remember', 'measure_all', 'printable', 'Checkup', 'relative', 'thumbnail',
+           'check_images', 'find_single', 'as_table']
 
 # %% ../nbs/00b_doctor.ipynb #4f5dd3d4
 WEB_PAGE = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
@@ -225,9 +225,7 @@ def oddities(
     return told
 
 # %% ../nbs/00b_doctor.ipynb #e101199c
-ALIKE = (
-    0.8  # Correlation from which two pictures count as one; strangers stay under .61, copies over
-)
+ALIKE = 0.8  # Correlation from which two pictures count as one; strangers reach .60, drawn ones .76
 FLAT = 1.0  # Root mean square step, in grey levels, under which a stamp shows nothing to compare
 
 
@@ -237,7 +235,7 @@ def steps(
     "Steps from pixel to pixel, to the right and down, as vectors of unit length."
     grey = stamps.astype(np.float32)
     right, down = np.diff(grey[:, :-1], axis=2), np.diff(grey[:, :, :-1], axis=1)
-    vectors = np.concatenate([right, down], axis=1).reshape(len(grey), -1)
+    vectors = np.stack([right, down], axis=1).reshape(len(grey), 2 * (STAMP - 1) ** 2)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     flat = length < FLAT * np.sqrt(vectors.shape[1])
     unit: np.ndarray = np.where(flat, 0, vectors / np.maximum(length, 1e-6))
@@ -349,6 +347,7 @@ def find_rare(
     return rows
 
 # %% ../nbs/00b_doctor.ipynb #0cb3d83b
+UNKEPT = "nothing was kept for the next time: {}"
 METHOD = 1  # To be raised when `measure` measures differently: what was kept is then forgotten
 
 
@@ -384,15 +383,19 @@ def recall(
 def remember(
     noted: dict[str, Measurement],  # What was measured, by path
     versions: dict[str, str],  # Version of each path, from before it was measured
-) -> None:
+) -> str:  # What went wrong, if anything
     "Keep the measurements of all files that could be decoded."
     rows = [
         (os.fsencode(os.path.abspath(path)), versions[path], json.dumps(asdict(one)))
         for path, one in noted.items()
-        if not one.reason
+        if not one.reason and path in versions
     ]
-    with closing(open_ledger()) as ledger, ledger:
-        ledger.executemany("insert or replace into measured values (?, ?, ?)", rows)
+    try:
+        with closing(open_ledger()) as ledger, ledger:
+            ledger.executemany("insert or replace into measured values (?, ?, ?)", rows)
+    except (OSError, sqlite3.Error) as error:
+        return UNKEPT.format(error)
+    return ""
 
 # %% ../nbs/00b_doctor.ipynb #9ffc45ea
 from .data import progress_bar
@@ -409,7 +412,7 @@ def measure_all(
     try:
         known = recall(versions) if keep else {}
     except (OSError, sqlite3.Error) as error:
-        keep, trouble = False, f"nothing was kept for the next time: {error}"
+        keep, trouble = False, UNKEPT.format(error)
     todo = [path for path in dict.fromkeys(paths) if path not in known]
     noted: dict[str, Measurement] = {}
     try:
@@ -420,7 +423,7 @@ def measure_all(
                 noted[path] = one
     finally:
         if keep and noted:
-            remember(noted, versions)
+            trouble = remember(noted, versions)
     return known | noted, trouble
 
 # %% ../nbs/00b_doctor.ipynb #1407384c
@@ -472,7 +475,8 @@ class Checkup:
         "Only these findings. Raises `ValueError` for one that does not exist."
         if unknown := [finding for finding in findings if finding not in FINDINGS]:
             raise ValueError(f"no finding is called {unknown}; there are: {', '.join(FINDINGS)}")
-        return replace(self, table=self.table[self.table["finding"].isin(findings)])
+        chosen = self.table[self.table["finding"].isin(findings)]
+        return replace(self, table=chosen.reset_index(drop=True))
 
     def to_csv(self, path: str | Path) -> None:
         "Save the table, exactly as it is."
