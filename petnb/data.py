@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'eight_bits',
-           'to_rgb', 'reason_of', 'ImageError', 'check_pixels', 'no_bomb_warnings', 'open_image', 'visible_files',
+           'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings', 'ImageError', 'open_image', 'visible_files',
            'FoundFiles', 'image_files', 'notes_on', 'glance', 'set_bad_aside', 'labels_from_names', 'split_labels',
            'Options', 'ImageData', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar',
            'cache_folder', 'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
@@ -50,7 +50,7 @@ def eight_bits(
         raise ValueError(f"its greys run from {found}, and only 0 to {top:g} can be shown")
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
-
+# %% ../nbs/00_data.ipynb #19ae7355
 def to_rgb(
     image: Image.Image,  # Any mode of Pillow's
     background: str = "white",  # What shows through where the picture is transparent
@@ -75,7 +75,7 @@ SIGNS = [  # How a file begins, and what that means when it cannot be decoded
      "`from pillow_heif import register_heif_opener; register_heif_opener()`"),
 ]  # fmt: skip
 
-
+# %% ../nbs/00_data.ipynb #4b7dc3b0
 def reason_of(
     path: str | Path,  # A file that could not be decoded
     error: Exception,  # What was raised
@@ -95,17 +95,6 @@ def reason_of(
     return str(error) or type(error).__name__
 
 # %% ../nbs/00_data.ipynb #81ce572b
-class ImageError(ValueError):
-    "A file that is no picture, or none that we would decode: `path` and `reason`."
-
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(f"cannot decode {path}: {reason}")
-        self.path, self.reason = str(path), reason
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.path, self.reason)
-
-
 def check_pixels(
     image: Image.Image,  # An opened file, not decoded yet
 ) -> None:
@@ -125,6 +114,17 @@ def no_bomb_warnings() -> Iterator[None]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
+# %% ../nbs/00_data.ipynb #d9bd4334
+class ImageError(ValueError):
+    "A file that is no picture, or none that we would decode: `path` and `reason`."
+
+    def __init__(self, message: str, path: str = "", reason: str = ""):
+        super().__init__(message, path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 def open_image(
     path: str | Path,  # An image file; of an animation, its first frame
@@ -142,7 +142,8 @@ def open_image(
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # Hostile bytes raise nearly anything, and the file must be named
-        raise ImageError(path, reason_of(path, error)) from error
+        reason = reason_of(path, error)
+        raise ImageError(f"cannot decode {path}: {reason}", str(path), reason) from error
 
 # %% ../nbs/00_data.ipynb #c194abf0
 LeftOut = list[tuple[Path, str]]  # Paths that were not taken, each with the reason
@@ -180,6 +181,8 @@ NEEDS_MORE = {".heic": "HEIC needs pillow-heif", ".heif": "HEIC needs pillow-hei
 )
 
 
+
+# %% ../nbs/00_data.ipynb #c4c8241d
 class FoundFiles(list[Path]):
     "Image files, and in `left_out` the paths that were not taken, each with its reason."
 
@@ -209,7 +212,7 @@ def image_files(
     found.left_out = sorted(left_out)
     return found
 
-
+# %% ../nbs/00_data.ipynb #ff173946
 def notes_on(
     left_out: Sequence[tuple[str | Path, str]],  # Paths, each with the reason
 ) -> list[str]:  # One line a reason, of which the part before a colon is told

@@ -27,12 +27,12 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from .data import ImageData, ImageError, cache_folder, no_bomb_warnings, open_image, reason_of
 
 # %% auto #0
-__all__ = ['WEB_PAGE', 'BROKEN', 'ODD', 'CHANGES', 'SIDE', 'STAMP', 'FRAMED', 'BLACK', 'WHITE', 'BLURRED', 'TINY', 'STRETCHED',
-           'ALIKE', 'FLAT', 'Row', 'FEW', 'UNEVEN', 'UNKEPT', 'METHOD', 'FINDINGS', 'COLUMNS', 'too_many_pixels',
-           'plant_faults', 'redrawn', 'spoil', 'sharpness', 'Measurement', 'measure', 'pulse', 'oddities', 'steps',
-           'similar_pairs', 'group_numbers', 'find_twins', 'named', 'find_leaks', 'find_rare', 'version_of',
-           'open_ledger', 'recall', 'remember', 'measure_all', 'printable', 'Checkup', 'relative', 'thumbnail',
-           'check_images', 'find_single', 'as_table']
+__all__ = ['WEB_PAGE', 'BROKEN', 'ODD', 'CHANGES', 'TWINS', 'SPOILT', 'Truth', 'SIDE', 'STAMP', 'FRAMED', 'BLACK', 'WHITE',
+           'BLURRED', 'TINY', 'STRETCHED', 'ALIKE', 'FLAT', 'Row', 'FEW', 'UNEVEN', 'UNKEPT', 'METHOD', 'FINDINGS',
+           'COLUMNS', 'too_many_pixels', 'redrawn', 'plant_faults', 'spoil', 'add_twin', 'mislabel', 'sharpness',
+           'Measurement', 'measure', 'pulse', 'oddities', 'steps', 'similar_pairs', 'group_numbers', 'find_twins',
+           'named', 'find_leaks', 'find_rare', 'version_of', 'open_ledger', 'recall', 'remember', 'measure_all',
+           'printable', 'Checkup', 'relative', 'thumbnail', 'check_images', 'find_single', 'as_table']
 
 # %% ../nbs/00b_doctor.ipynb #4f5dd3d4
 WEB_PAGE = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
@@ -76,44 +76,6 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {  # From a picture t
 }
 
 # %% ../nbs/00b_doctor.ipynb #d0176f28
-from .data import PETS_PATTERN, image_files, labels_from_names
-
-
-def plant_faults(
-    source: str | Path,  # Healthy pictures named `<breed>_<number>.jpg`, such as the drawn pets
-    target: str | Path,  # A new folder for the copies; the source is left alone
-    seed: int = 42,  # Which of them fall ill
-    each: int = 1,  # How often each fault is planted
-) -> pd.DataFrame:  # The truth: path, fault, detail, and of a copy the path of the original
-    "Copy pictures and spoil some of the copies. Raises `FileExistsError` if `target` is there."
-    shutil.copytree(source, target)
-    healthy = image_files(target)
-    labels = labels_from_names(healthy, PETS_PATTERN)
-    breed = dict(zip(healthy, labels, strict=True))
-    order = np.random.default_rng(seed).permutation(len(healthy))
-    wanted = each * (len(BROKEN) + len(ODD) + len(CHANGES) + 2)
-    if wanted > len(healthy):
-        raise ValueError(f"{wanted} faults need as many pictures; {source} has {len(healthy)}")
-    patients = (healthy[position] for position in order)
-    truth: list[tuple[str, ...]] = []
-    for number in range(each):
-        truth += [spoil(next(patients), name, change) for name, change in BROKEN.items()]
-        truth += [spoil(next(patients), name, redrawn(change)) for name, change in ODD.items()]
-        copies = [(kind, redrawn(change)) for kind, change in CHANGES.items()]
-        for kind, change in [("copied", bytes), *copies]:
-            original = next(patients)
-            twin = original.with_name(f"{breed[original]}_{9000 + len(truth)}.jpg")
-            twin.write_bytes(change(original.read_bytes()))
-            fault = "exact duplicate" if kind == "copied" else "near duplicate"
-            truth.append((str(twin), fault, kind, str(original)))
-        mistaken = next(patients)
-        others = sorted(set(labels) - {breed[mistaken]})
-        wrong = mistaken.with_name(f"{others[number % len(others)]}_{9000 + len(truth)}.jpg")
-        shows = f"shows a {breed[mistaken]}"
-        truth.append((str(mistaken.rename(wrong)), "wrong label", shows, ""))
-    return pd.DataFrame(truth, columns=["path", "fault", "detail", "original"])
-
-
 def redrawn(
     change: Callable[[Image.Image], Image.Image],  # What is done to the picture
 ) -> Callable[[bytes], bytes]:  # The same, done to the bytes of a JPEG
@@ -127,11 +89,61 @@ def redrawn(
     return on_bytes
 
 
-def spoil(path: Path, fault: str, change: Callable[[bytes], bytes]) -> tuple[str, ...]:
+TWINS = {"copied": bytes, **{kind: redrawn(change) for kind, change in CHANGES.items()}}
+SPOILT = BROKEN | {fault: redrawn(change) for fault, change in ODD.items()}
+
+# %% ../nbs/00b_doctor.ipynb #619142b9
+from .data import PETS_PATTERN, image_files, labels_from_names
+
+Truth = list[tuple[str, str, str, str]]  # path, fault, detail, and of a twin the original's path
+
+
+def plant_faults(
+    source: str | Path,  # Healthy pictures named `<breed>_<number>.jpg`, such as the drawn pets
+    target: str | Path,  # A new folder for the copies; the source is left alone
+    seed: int = 42,  # Which of them fall ill
+    each: int = 1,  # How often each fault is planted
+) -> pd.DataFrame:  # The truth: path, fault, detail, and of a twin the path of the original
+    "Copy pictures and spoil some of the copies. Raises `FileExistsError` if `target` is there."
+    count, wanted = len(image_files(source)), each * (len(SPOILT) + len(TWINS) + 1)
+    if wanted > count:
+        raise ValueError(f"{wanted} faults need as many pictures; {source} has {count}")
+    shutil.copytree(source, target)
+    healthy = image_files(target)
+    breeds = sorted(set(labels_from_names(healthy, PETS_PATTERN)))
+    lot = np.random.default_rng(seed).permutation(count)
+    patients = iter([healthy[position] for position in lot])
+    truth = Truth()
+    for _ in range(each):
+        truth += [spoil(next(patients), fault, change) for fault, change in SPOILT.items()]
+        for kind, change in TWINS.items():
+            truth.append(add_twin(next(patients), kind, change, 9000 + len(truth)))
+        truth.append(mislabel(next(patients), breeds, 9000 + len(truth)))
+    return pd.DataFrame(truth, columns=["path", "fault", "detail", "original"])
+
+# %% ../nbs/00b_doctor.ipynb #2a10fe09
+def spoil(path: Path, fault: str, change: Callable[[bytes], bytes]) -> tuple[str, str, str, str]:
     "Change the bytes of the file at `path`, and answer what was done."
     before = path.read_bytes()
     path.write_bytes(change(before))
     return str(path), fault, f"{len(before):,} bytes before, {path.stat().st_size:,} now", ""
+
+
+def add_twin(
+    path: Path, kind: str, change: Callable[[bytes], bytes], number: int
+) -> tuple[str, str, str, str]:
+    "Put a changed copy of the file at `path` beside it, under the same breed."
+    twin = path.with_name(f"{labels_from_names([path], PETS_PATTERN)[0]}_{number}.jpg")
+    twin.write_bytes(change(path.read_bytes()))
+    return str(twin), "exact duplicate" if kind == "copied" else "near duplicate", kind, str(path)
+
+
+def mislabel(path: Path, breeds: Sequence[str], number: int) -> tuple[str, str, str, str]:
+    "Rename the file at `path` to the breed that comes next in the alphabet."
+    shown = labels_from_names([path], PETS_PATTERN)[0]
+    wrong = breeds[(breeds.index(shown) + 1) % len(breeds)]
+    renamed = path.rename(path.with_name(f"{wrong}_{number}.jpg"))
+    return str(renamed), "wrong label", f"shows a {shown}", ""
 
 # %% ../nbs/00b_doctor.ipynb #0c3de5eb
 SIDE = 224  # Longer side, in pixels, at which pictures are judged: what most networks see
@@ -165,7 +177,7 @@ class Measurement:
     content: str = ""  # Hash of the file's bytes
     stamp: str = ""  # 17 x 17 grey pixels, in hexadecimal digits
 
-
+# %% ../nbs/00b_doctor.ipynb #725998df
 def measure(
     path: str | Path,  # Any file
 ) -> Measurement:
@@ -183,7 +195,7 @@ def measure(
         return Measurement(reason_of(path, error))
     return Measurement(**header, content=content, **pulse(picture))
 
-
+# %% ../nbs/00b_doctor.ipynb #bd9665d2
 def pulse(
     picture: Image.Image,  # In RGB
 ) -> dict[str, Any]:  # brightness, sharpness, coloured, stamp
@@ -241,7 +253,7 @@ def steps(
     unit: np.ndarray = np.where(flat, 0, vectors / np.maximum(length, 1e-6))
     return unit
 
-
+# %% ../nbs/00b_doctor.ipynb #954a66b8
 def similar_pairs(
     stamps: np.ndarray,  # n x 17 x 17, grey levels
     alike: float = ALIKE,  # Least correlation, from 0 to 1
@@ -303,7 +315,7 @@ def find_twins(
     groups = group_numbers(len(items), pairs)
     return rows + find_leaks(items, groups), groups
 
-
+# %% ../nbs/00b_doctor.ipynb #8e4e4cfc
 def named(items: pd.DataFrame, position: int) -> str:
     "The name of a file, without its folders."
     return Path(items["path"].iloc[position]).name
@@ -366,7 +378,7 @@ def open_ledger() -> sqlite3.Connection:
     ledger.execute(f"create table if not exists measured ({columns})")
     return ledger
 
-
+# %% ../nbs/00b_doctor.ipynb #3acfb858
 def recall(
     versions: dict[str, str],  # Version of each path
 ) -> dict[str, Measurement]:  # Of those that are known in this version
@@ -379,7 +391,7 @@ def recall(
                 known[path] = Measurement(**json.loads(text))
     return known
 
-
+# %% ../nbs/00b_doctor.ipynb #1bfb1bb1
 def remember(
     noted: dict[str, Measurement],  # What was measured, by path
     versions: dict[str, str],  # Version of each path, from before it was measured
@@ -512,7 +524,7 @@ class Checkup:
         listed = self.shown().drop(columns="what will happen").to_html(index=False, escape=True)
         return counts.to_html(escape=True) + told + listed + more
 
-
+# %% ../nbs/00b_doctor.ipynb #a720fbea
 def relative(path: str, root: Path) -> str:
     "The path below `root`, if it lies there."
     inside = path and Path(path).is_relative_to(root)
@@ -554,7 +566,7 @@ def check_images(
     notes = [f"{len(items)} images were looked at", *([trouble] if trouble else [])]
     return Checkup(table.reset_index(drop=True), pd.Series(groups, name="group"), data.root, notes)
 
-
+# %% ../nbs/00b_doctor.ipynb #3deb6ad9
 def find_single(
     noted: Sequence[Measurement],  # Of each item
 ) -> list[Row]:
@@ -573,7 +585,7 @@ def find_single(
         rows += [(k, "grey", "no pixel has a colour", None) for k in grey]
     return rows
 
-
+# %% ../nbs/00b_doctor.ipynb #5126258d
 def as_table(
     items: pd.DataFrame,  # path and label of each
     rows: Iterable[Row],  # Findings by position

@@ -4,6 +4,7 @@ The numbers in the names of the sections are those of the rows of the project's 
 """
 
 import os
+import pickle
 import shutil
 import sqlite3
 import time
@@ -135,6 +136,17 @@ def test_a_missing_file_is_missing_and_not_undecodable(tmp_path: Path) -> None:
     assert glance(tmp_path / "none.jpg") == "no such file or directory"
     (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
     assert "symbolic links" in str(glance(tmp_path / "circle.jpg"))
+
+
+def test_an_error_travels_between_processes(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").touch()
+    with pytest.raises(ImageError) as caught:
+        open_image(tmp_path / "1.jpg")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.path, again.reason) == (
+        str(caught.value), str(tmp_path / "1.jpg"), "the file is empty (0 bytes)",
+    )  # fmt: skip
+    assert str(ImageError("as a loader's worker raises it again")).startswith("as a loader's")
 
 
 # -- On building: raise, skip, ignore --------------------------------------------------------------
@@ -296,6 +308,22 @@ def test_every_orientation_stands_upright(tmp_path: Path, mode: str, orientation
     assert opened.size == (30, 20)
     assert opened.getpixel((1, 1)) == (255, 255, 255)
     assert opened.getpixel((28, 18)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("at_least", [None, 224])
+def test_a_photograph_decoded_small_stands_upright_too(
+    tmp_path: Path, at_least: int | None
+) -> None:
+    stored = Image.new("RGB", (2000, 1500), "navy")
+    stored.paste("white", (0, 0, 400, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / "1.jpg", exif=exif)
+    opened = open_image(tmp_path / "1.jpg", at_least)
+    width, height = opened.size
+    assert width * 4 == height * 3
+    assert min(opened.getpixel((width - 5, 5))) > 250  # type: ignore[arg-type]
+    assert max(opened.size) == 2000 if at_least is None else 224 <= min(opened.size) < 448
 
 
 # -- 8: HEIC ---------------------------------------------------------------------------------------
