@@ -92,7 +92,8 @@ def reason_of(
         return f"its header is damaged, or it is no image: it begins with {start[:12]!r}"
     if "truncated" in str(error).lower():
         return f"it ends too early: {os.path.getsize(path):,} bytes are here, {error}"
-    return str(error) or type(error).__name__
+    told = str(error) or type(error).__name__
+    return told if isinstance(error, ValueError) else f"it is damaged: {told}"
 
 # %% ../nbs/00_data.ipynb #81ce572b
 def check_pixels(

@@ -30,9 +30,9 @@ from .data import ImageData, ImageError, cache_folder, no_bomb_warnings, open_im
 __all__ = ['WEB_PAGE', 'BROKEN', 'ODD', 'CHANGES', 'TWINS', 'SPOILT', 'Truth', 'SIDE', 'STAMP', 'FRAMED', 'BLACK', 'WHITE',
            'BLURRED', 'TINY', 'STRETCHED', 'ALIKE', 'FLAT', 'Row', 'FEW', 'UNEVEN', 'UNKEPT', 'METHOD', 'FINDINGS',
            'COLUMNS', 'too_many_pixels', 'redrawn', 'plant_faults', 'spoil', 'add_twin', 'mislabel', 'sharpness',
-           'Measurement', 'measure', 'pulse', 'oddities', 'steps', 'similar_pairs', 'group_numbers', 'find_twins',
-           'named', 'find_leaks', 'find_rare', 'version_of', 'open_ledger', 'recall', 'remember', 'measure_all',
-           'printable', 'Checkup', 'relative', 'thumbnail', 'check_images', 'find_single', 'as_table']
+           'Measurement', 'measure', 'count_frames', 'pulse', 'oddities', 'steps', 'similar_pairs', 'group_numbers',
+           'find_twins', 'named', 'find_leaks', 'find_rare', 'version_of', 'open_ledger', 'recall', 'remember',
+           'measure_all', 'printable', 'Checkup', 'relative', 'thumbnail', 'check_images', 'find_single', 'as_table']
 
 # %% ../nbs/00b_doctor.ipynb #4f5dd3d4
 WEB_PAGE = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
@@ -186,14 +186,24 @@ def measure(
         picture = open_image(path, at_least=SIDE)
         with Image.open(path) as image:
             header: dict[str, Any] = {"width": image.width, "height": image.height}
-            header["frames"] = getattr(image, "n_frames", 1) if image.format in FRAMED else 1
             header["transparent"] = image.has_transparency_data
+            header["frames"] = count_frames(image)
         content = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
     except ImageError as error:
         return Measurement(error.reason)
     except Exception as error:  # As in `open_image`: hostile bytes raise nearly anything
         return Measurement(reason_of(path, error))
     return Measurement(**header, content=content, **pulse(picture))
+
+# %% ../nbs/00b_doctor.ipynb #df623f50
+def count_frames(
+    image: Image.Image,  # An opened file
+) -> int:  # 1 for a still picture
+    "Frames of an animation, as far as they can be counted."
+    try:
+        return getattr(image, "n_frames", 1) if image.format in FRAMED else 1
+    except Exception:  # A later frame is damaged, which does no harm: the first one is used
+        return 1
 
 # %% ../nbs/00b_doctor.ipynb #bd9665d2
 def pulse(

@@ -108,7 +108,9 @@ def test_a_piece_of_another_file_in_the_middle_is_found_by_the_check(tmp_path: P
     content = path.read_bytes()
     path.write_bytes(BROKEN["damaged"](content))
     data = ImageData.from_folder(root)
-    assert ("1.jpg", "cannot be decoded") in findings(data.check())
+    checkup = data.check()
+    assert ("1.jpg", "cannot be decoded") in findings(checkup)
+    assert "it is damaged" in checkup.of("cannot be decoded").table["reason"][0]
     assert path.stat().st_size == len(content)
 
 
@@ -147,6 +149,29 @@ def test_an_error_travels_between_processes(tmp_path: Path) -> None:
         str(caught.value), str(tmp_path / "1.jpg"), "the file is empty (0 bytes)",
     )  # fmt: skip
     assert str(ImageError("as a loader's worker raises it again")).startswith("as a loader's")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow of damaged tags
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_whatever_is_done_to_a_file_it_opens_or_is_named(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(7)
+    path = tmp_path / "1.img"
+    picture(size=(40, 30)).save(path, kind)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    fates = set()
+    for _ in range(100):
+        content = whole.copy()
+        places = rng.integers(0, min(len(whole), rng.choice([60, 400, 10**6])), 5)
+        content[places] = rng.integers(0, 256, 5)
+        path.write_bytes(content.tobytes()[: rng.integers(len(whole) // 2, 2 * len(whole))])
+        noted = measure(path)
+        try:
+            assert open_image(path).mode == "RGB"
+        except ImageError as error:
+            fates.add(error.reason != "" and error.reason == noted.reason)
+        else:
+            fates.add(noted.reason == "" == (glance(path) or ""))
+    assert fates == {True}
 
 
 # -- On building: raise, skip, ignore --------------------------------------------------------------
