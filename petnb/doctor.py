@@ -267,7 +267,7 @@ def steps(
 def similar_pairs(
     stamps: np.ndarray,  # n x 17 x 17, grey levels
     alike: float = ALIKE,  # Least correlation, from 0 to 1
-    rows: int = 1024,  # Compared with all others at a time, to bound the memory
+    rows: int = 256,  # Compared with all others at a time, to bound the memory
 ) -> list[tuple[int, int, float]]:  # Positions i < j, and their correlation
     "All pairs of stamps that show nearly the same, or the same turned over."
     as_is, turned, pairs = steps(stamps), steps(stamps[:, :, ::-1]), []
