@@ -9,16 +9,18 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -26,48 +28,251 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
 
+    from petnb.doctor import Checkup
+
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'PETS_PATTERN', 'Split', 'open_image', 'image_files', 'labels_from_names', 'split_labels', 'Options',
-           'ImageData', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar', 'cache_folder',
-           'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
+__all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'eight_bits',
+           'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings', 'ImageError', 'open_image', 'visible_files',
+           'FoundFiles', 'image_files', 'notes_on', 'glance', 'set_bad_aside', 'labels_from_names', 'split_labels',
+           'Options', 'ImageData', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar',
+           'cache_folder', 'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
+def eight_bits(
+    image: Image.Image,  # Grey, of more than 8 bits a pixel
+) -> Image.Image:  # The same in mode L
+    "Scale deep greys to 0 to 255 by their bit depth. Raises `ValueError` for values beyond it."
+    values = np.asarray(image, dtype=np.float64)
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF says; a deep grey PNG has 16
+    top = 1.0 if image.mode == "F" else 2.0**bits - 1
+    if not (values.min() >= 0 and values.max() <= top):
+        found = f"{values.min():g} to {values.max():g}"
+        raise ValueError(f"its greys run from {found}, and only 0 to {top:g} can be shown")
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+# %% ../nbs/00_data.ipynb #19ae7355
+def to_rgb(
+    image: Image.Image,  # Any mode of Pillow's
+    background: str = "white",  # What shows through where the picture is transparent
+) -> Image.Image:  # In RGB
+    "Any picture as 8 bits of red, green and blue."
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = eight_bits(image)
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    return image.convert("RGB")
+
+# %% ../nbs/00_data.ipynb #ba58aa7c
+SIGNS = [  # How a file begins, and what that means when it cannot be decoded
+    (rb"$", "the file is empty (0 bytes)"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body|script)",
+     "it is an HTML page: the download failed, fetch the file again"),
+    (rb"version https://git-lfs", "it is a pointer of Git LFS: run `git lfs pull`"),
+    (rb"\s*[<{]", "it is text, not an image: perhaps a failed download"),
+    (rb".{4}ftyp(hei[cfmsvx]|hev[cmsx]|mif1|msf1)",
+     "it is HEIC, which needs pillow-heif: pip install pillow-heif, then "
+     "`from pillow_heif import register_heif_opener; register_heif_opener()`"),
+]  # fmt: skip
+
+# %% ../nbs/00_data.ipynb #4b7dc3b0
+def reason_of(
+    path: str | Path,  # A file that could not be decoded
+    error: Exception,  # What was raised
+) -> str:  # What is wrong with it, in words
+    "Explain from the first bytes of the file, and from `error`, why it is not a picture."
+    if isinstance(error, OSError) and error.strerror:  # From the disk, not from the decoder
+        return error.strerror.lower()
+    with open(path, "rb") as file:
+        start = file.read(512)
+    for pattern, reason in SIGNS:
+        if re.match(pattern, start, re.DOTALL):
+            return reason
+    if isinstance(error, UnidentifiedImageError):
+        return f"its header is damaged, or it is no image: it begins with {start[:12]!r}"
+    if "truncated" in str(error).lower():
+        return f"it ends too early: {os.path.getsize(path):,} bytes are here, {error}"
+    told = str(error) or type(error).__name__
+    return told if isinstance(error, ValueError) else f"it is damaged: {told}"
+
+# %% ../nbs/00_data.ipynb #81ce572b
+def check_pixels(
+    image: Image.Image,  # An opened file, not decoded yet
+) -> None:
+    "Raise `ValueError` if the header announces more pixels than `Image.MAX_IMAGE_PIXELS`."
+    cap = Image.MAX_IMAGE_PIXELS
+    if cap and image.width * image.height > cap:
+        raise ValueError(
+            f"too large: {image.width} x {image.height} pixels are over the cap of {cap:,}; "
+            "raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        )
+
+
+@contextmanager
+def no_bomb_warnings() -> Iterator[None]:
+    "Keep Pillow from warning of large images, where each of them is going to be reported anyway."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+# %% ../nbs/00_data.ipynb #d9bd4334
+class ImageError(ValueError):
+    "A file that is no picture, or none that we would decode: `path` and `reason`."
+
+    def __init__(self, message: str, path: str = "", reason: str = ""):
+        super().__init__(message, path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def open_image(
-    path: str | Path,  # An image file
+    path: str | Path,  # An image file; of an animation, its first frame
     at_least: int | None = None,  # A side that is enough: a JPEG far above it is decoded small
+    background: str = "white",  # What shows through where the picture is transparent
 ) -> Image.Image:  # The picture: upright, in RGB
-    "Decode the image at `path`. Raises `ValueError` that names the file if it cannot be decoded."
+    "Decode the image at `path`. Raises `ImageError`, a `ValueError` that names file and reason."
     try:
         with Image.open(path) as image:
+            check_pixels(image)
             if at_least:
                 image.draft("RGB", (at_least, at_least))
-            return ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image, background)
     except (FileNotFoundError, PermissionError):
         raise
-    except OSError as error:
-        raise ValueError(f"cannot decode {path}: {error}") from error
+    except Exception as error:  # Hostile bytes raise nearly anything, and the file must be named
+        reason = reason_of(path, error)
+        raise ImageError(f"cannot decode {path}: {reason}", str(path), reason) from error
 
-# %% ../nbs/00_data.ipynb #62d83294
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# %% ../nbs/00_data.ipynb #c194abf0
+LeftOut = list[tuple[Path, str]]  # Paths that were not taken, each with the reason
+
+
+def visible_files(
+    root: Path,  # Where to begin
+    left_out: LeftOut,  # Folders that are not entered are added to it
+) -> Iterator[Path]:  # Every file below that does not lie in a hidden folder
+    "Walk through each folder once: real ones first, then links, however many lead there."
+    seen, starts, home, refused = set(), [root], root.resolve(), list[OSError]()
+    for start in starts:  # This list grows as links are met
+        for place, folders, names in os.walk(start, onerror=refused.append):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                left_out.append((Path(place), "a link to a folder that is here already"))
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            below = sorted(Path(place, name) for name in folders)
+            left_out += [(path, "hidden") for path in below if path.name.startswith(".")]
+            below = [path for path in below if not path.name.startswith(".")]
+            links = [path for path in below if path.is_symlink()]
+            circles = [path for path in links if home.is_relative_to(path.resolve())]
+            left_out += [(path, "a link to a folder that it lies in itself") for path in circles]
+            starts += [path for path in links if path not in circles]
+            folders[:] = [path.name for path in below if path not in links]
+            yield from (Path(place, name) for name in names)
+    left_out += [(Path(error.filename), str(error.strerror).lower()) for error in refused]
+
+# %% ../nbs/00_data.ipynb #d566ea2f
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+NEEDS_MORE = {".heic": "HEIC needs pillow-heif", ".heif": "HEIC needs pillow-heif"} | dict.fromkeys(
+    (".arw", ".cr2", ".cr3", ".dng", ".nef", ".raf"), "a raw photograph: develop it to JPEG first"
+)
+
+
+
+# %% ../nbs/00_data.ipynb #c4c8241d
+class FoundFiles(list[Path]):
+    "Image files, and in `left_out` the paths that were not taken, each with its reason."
+
+    left_out: LeftOut
 
 
 def image_files(
     folder: str | Path,  # Where to look, with all folders below it
-) -> list[Path]:  # Image files, sorted by name
+) -> FoundFiles:  # A list of image files, sorted by name; beside it what was left out
     "All image files under `folder`. Raises `FileNotFoundError` if there is none."
-    root = Path(folder)
+    root, found, left_out = Path(folder), FoundFiles(), LeftOut()
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder")
-    found = [
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
+    for path in visible_files(root, left_out):
+        suffix = path.suffix.lower()
+        if path.name.startswith(".") and suffix in (*IMAGE_SUFFIXES, *NEEDS_MORE):
+            left_out.append((path, "hidden"))
+        elif suffix in NEEDS_MORE and suffix not in Image.EXTENSION:  # No plug-in has come for it
+            left_out.append((path, NEEDS_MORE[suffix]))
+        elif suffix in (*IMAGE_SUFFIXES, *NEEDS_MORE):
+            found.append(path)
     if not found:
+        told = "".join(f"; {note}" for note in notes_on(left_out))
         looked_for = " ".join(IMAGE_SUFFIXES)
-        raise FileNotFoundError(f"no image under {root}; endings looked for: {looked_for}")
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+        raise FileNotFoundError(f"no image under {root}; endings looked for: {looked_for}{told}")
+    found.sort(key=lambda path: path.relative_to(root).as_posix())
+    found.left_out = sorted(left_out)
+    return found
+
+# %% ../nbs/00_data.ipynb #ff173946
+def notes_on(
+    left_out: Sequence[tuple[str | Path, str]],  # Paths, each with the reason
+) -> list[str]:  # One line a reason, of which the part before a colon is told
+    "Count what was left out for each reason, and name the first three."
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in left_out:
+        by_reason.setdefault(reason.partition(":")[0], []).append(Path(path).name)
+    return [
+        f"left out, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+        for reason, names in by_reason.items()
+    ]
+
+# %% ../nbs/00_data.ipynb #4d6bb9e9
+ENDINGS = {"GIF": b";", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+def glance(
+    path: str | Path,  # A file that should be an image
+) -> str | None:  # What is wrong with it, as far as its two ends tell
+    "Look at a file's header, size and last bytes; decode it only if it does not end as it should."
+    try:
+        with Image.open(path) as image:
+            check_pixels(image)
+            ending = ENDINGS.get(image.format or "", b"")
+        with open(path, "rb") as file:
+            file.seek(max(os.path.getsize(path) - 64, 0))
+            ends_well = file.read().rstrip(b"\0\r\n ").endswith(ending)
+        if not ends_well:
+            open_image(path)
+    except ImageError as error:
+        return error.reason
+    except Exception as error:  # As in `open_image`
+        return reason_of(path, error)
+    return None
+
+# %% ../nbs/00_data.ipynb #79cff9ed
+OnBad = Literal["raise", "skip", "ignore"]
+
+
+def set_bad_aside(
+    items: pd.DataFrame,  # A row an image; the column `path` is read
+    paths: Sequence[str | Path],  # Where they came from; a `FoundFiles` knows what it left out
+    on_bad: OnBad = "raise",  # What to do with bad files
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # The good rows, and a table of what is left out and why
+    "Glance at every file. With `raise`, one `ValueError` lists all bad ones with their reasons."
+    if on_bad not in get_args(OnBad):
+        raise ValueError(f"on_bad is {on_bad!r}; it is one of {', '.join(get_args(OnBad))}")
+    looked_at = items["path"] if on_bad != "ignore" else items["path"][:0]
+    with no_bomb_warnings():
+        reasons = {path: reason for path in looked_at if (reason := glance(path))}
+    if reasons and on_bad == "raise":
+        listed = "".join(f"\n  {path}: {reason}" for path, reason in reasons.items())
+        raise ValueError(
+            f"{len(reasons)} of {len(items)} files cannot be used; "
+            f"on_bad='skip' leaves them out:{listed}"
+        )
+    left_out = [(str(path), reason) for path, reason in getattr(paths, "left_out", [])]
+    table = pd.DataFrame([*left_out, *reasons.items()], columns=["path", "reason"], dtype=object)
+    return items[~items["path"].isin(list(reasons))].reset_index(drop=True), table
 
 # %% ../nbs/00_data.ipynb #64c11951
 PETS_PATTERN = r"^(.+)_\d+\.[^.]+$"
@@ -145,6 +350,7 @@ class Options(TypedDict, total=False):
     valid: Split  # How images are held out
     valid_pct: float  # Share that is held out by the stratified and the random split
     min_images: int  # Classes with fewer images are left out, and named in `notes`
+    on_bad: OnBad  # Files that are no image: "raise", "skip" (listed in `left_out`) or "ignore"
     seed: int  # Decides the split, the order of the epochs and the augmentations
     workers: int | None  # Processes that load images; None: chosen by the number of cores
     augment: str | Callable[[Any], Any] | None  # A name or a transform; None: petnb's own
@@ -165,6 +371,7 @@ class ImageData:
     augment: str | Callable[[Any], Any] | None = None  # A name or a transform; None: petnb's own
     cache_bytes: int = 2**30  # Memory for decoded images; a gigabyte holds 2,000 of 500 x 350
     notes: list[str] = field(default_factory=list)  # What was left out, and why
+    left_out: pd.DataFrame = field(default_factory=pd.DataFrame)  # Files: path and reason
 
     @classmethod
     def from_lists(
@@ -232,6 +439,12 @@ class ImageData:
 
         return show_batch(self, n, unique)
 
+    def check(self, **options: Any) -> Checkup:
+        "Look for what is wrong with the images: broken, odd or duplicate ones, leaks."
+        from petnb.doctor import check_images
+
+        return check_images(self, **options)
+
     def plot_classes(self) -> Axes:
         "Draw how many images each class has on each side of the split."
         return plot_classes(self)
@@ -278,6 +491,7 @@ def from_lists(
     valid: Split = "stratified",  # How images are held out
     valid_pct: float = 0.2,  # Share that is held out
     min_images: int = 1,  # Classes with fewer images are left out
+    on_bad: OnBad = "raise",  # What to do with files that are no image
     seed: int = 42,  # Decides split, order and augmentation
     **settings: Any,  # size, batch_size, workers, augment: see `Options`
 ) -> ImageData:
@@ -286,7 +500,9 @@ def from_lists(
         raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label a path")
     items = pd.DataFrame({"path": [str(path) for path in paths], "label": list(labels)})
     items["split"] = list(official) if official is not None else ""
+    items, left_out = set_bad_aside(items, paths, on_bad)
     items, notes = _drop_small_classes(items, min_images)
+    notes = notes_on(list(left_out.itertuples(index=False, name=None))) + notes
     vocab = sorted(set(items["label"]))
     if len(vocab) < 2:
         raise ValueError(
@@ -295,7 +511,7 @@ def from_lists(
     if official is None or valid != "official":
         items["split"] = split_labels(list(items["label"]), valid, valid_pct, seed)
     folder = Path(root) if root else Path(os.path.commonpath([Path(p).parent for p in paths]))
-    return ImageData(items, vocab, folder, seed=seed, notes=notes, **settings)
+    return ImageData(items, vocab, folder, seed=seed, notes=notes, left_out=left_out, **settings)
 
 # %% ../nbs/00_data.ipynb #b547d60a
 class LineBar(tqdm):  # type: ignore[type-arg]
