@@ -9,10 +9,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'PETS_PATTERN', 'Split', 'open_image', 'image_files', 'labels_from_names', 'split_labels', 'Options',
-           'ImageData', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar', 'cache_folder',
-           'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
+__all__ = ['IMAGE_SUFFIXES', 'PETS_PATTERN', 'Split', 'Splitter', 'Groups', 'SIDE_COLORS', 'SIDE_WORDS', 'open_image',
+           'image_files', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'LineBar',
+           'NotebookBar', 'in_notebook', 'progress_bar', 'cache_folder', 'drawn_pets', 'show_images', 'plot_classes',
+           'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def open_image(
@@ -98,7 +99,9 @@ def labels_from_names(
     return [hit[1] for hit in found if hit]
 
 # %% ../nbs/00_data.ipynb #400a84ed
-Split = Literal["stratified", "random", "official"]
+Split = Literal["stratified", "random", "official", "folder"]
+Splitter = Callable[[pd.DataFrame, int], Sequence[str]]  # From items and a seed to their sides
+Groups = str | Sequence[Hashable] | Mapping[str, Hashable] | Callable[[str], Hashable]
 
 
 def _stratified(labels: np.ndarray, valid_pct: float, rng: np.random.Generator) -> np.ndarray:
@@ -142,8 +145,12 @@ class Options(TypedDict, total=False):
 
     size: int  # Side of the square the network sees, in pixels; 224 is what most were trained on
     batch_size: int  # Images in one step; 16, 32 and 64 are equally good in cross-validation
-    valid: Split  # How images are held out
+    valid: Split | Sequence[int] | Splitter  # How images are held out: chapter 00c
     valid_pct: float  # Share that is held out by the stratified and the random split
+    test_pct: float  # Share set apart for a last test, on a third side; 0: there is none
+    groups: Groups | None  # What belongs together (one owner's pets) stays on one side
+    merge: Mapping[str, str] | Callable[[str], str] | None  # Another name for each class
+    classes: Sequence[str] | None  # Only these, after merging; None: all there are
     min_images: int  # Classes with fewer images are left out, and named in `notes`
     seed: int  # Decides the split, the order of the epochs and the augmentations
     workers: int | None  # Processes that load images; None: chosen by the number of cores
@@ -155,7 +162,7 @@ class Options(TypedDict, total=False):
 class ImageData:
     "Images, their labels and the side of the split they are on, ready to be loaded in batches."
 
-    items: pd.DataFrame  # One row an image: path, label, split ("train" or "valid")
+    items: pd.DataFrame  # One row an image: path, label, split ("train", "valid" or "test")
     vocab: list[str]  # Class names, sorted; a target is a position in this list
     root: Path  # Folder that the images lie under
     size: int = 224  # Side of the square the network sees, in pixels
@@ -165,6 +172,7 @@ class ImageData:
     augment: str | Callable[[Any], Any] | None = None  # A name or a transform; None: petnb's own
     cache_bytes: int = 2**30  # Memory for decoded images; a gigabyte holds 2,000 of 500 x 350
     notes: list[str] = field(default_factory=list)  # What was left out, and why
+    source: str = "lists"  # Where the labels came from, in words
 
     @classmethod
     def from_lists(
@@ -176,9 +184,71 @@ class ImageData:
     @classmethod
     def from_folder(cls, root: str | Path, **options: Unpack[Options]) -> ImageData:
         "Images in folders that are named like their classes: `root/beagle/3.jpg`."
-        paths = image_files(root)
-        labels = [path.parent.name for path in paths]
-        return from_lists(paths, labels, official=None, root=root, **options)
+        from petnb.sources import from_folder
+
+        return from_folder(root, **options)
+
+    @classmethod
+    def from_name_func(
+        cls, root: str | Path, function: Callable[[str], object], **options: Unpack[Options]
+    ) -> ImageData:
+        "Images whose class `function` tells from the file's name."
+        from petnb.sources import from_function
+
+        return from_function(root, function, "name", **options)
+
+    @classmethod
+    def from_path_func(
+        cls, root: str | Path, function: Callable[[Path], object], **options: Unpack[Options]
+    ) -> ImageData:
+        "Images whose class `function` tells from the file's path."
+        from petnb.sources import from_function
+
+        return from_function(root, function, "path", **options)
+
+    @classmethod
+    def from_df(
+        cls,
+        table: pd.DataFrame,
+        root: str | Path = ".",
+        path: str | int = 0,
+        label: str | int = 1,
+        split: str | None = None,
+        **options: Unpack[Options],
+    ) -> ImageData:
+        "Images that a table lists: their paths, with or without endings, and their labels."
+        from petnb.sources import from_df
+
+        return from_df(table, root, path, label, split, **options)
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | Path,
+        root: str | Path | None = None,
+        path: str | int = 0,
+        label: str | int = 1,
+        split: str | None = None,
+        **options: Unpack[Options],
+    ) -> ImageData:
+        "Images that a CSV file lists, with or without endings; `root` is by default its folder."
+        from petnb.sources import from_csv
+
+        return from_csv(csv, root, path, label, split, **options)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        sha256: str | None = None,
+        md5: str | None = None,
+        read: Callable[..., ImageData] | None = None,
+        **options: Any,
+    ) -> ImageData:
+        "An archive on the web, downloaded and unpacked once; `read` is the way in from there."
+        from petnb.downloads import from_url
+
+        return from_url(url, sha256, md5, read, **options)
 
     @classmethod
     def from_name_re(
@@ -191,12 +261,11 @@ class ImageData:
         "Images whose names or paths hold their class: the first group of `pattern`."
         paths = image_files(root)
         labels = labels_from_names(paths, pattern, match)
-        return from_lists(paths, labels, official=None, root=root, **options)
+        source = f"the {match}s of the files"
+        return from_lists(paths, labels, official=None, root=root, source=source, **options)
 
     @classmethod
-    def oxford_pets(
-        cls, root: str | Path | None = None, **options: Unpack[Options]
-    ) -> ImageData:
+    def oxford_pets(cls, root: str | Path | None = None, **options: Unpack[Options]) -> ImageData:
         "The Oxford-IIIT Pet data set; downloaded once, unless `root` says where it is on disk."
         return oxford_pets(root, **options)
 
@@ -226,6 +295,31 @@ class ImageData:
 
         return make_loader(self, "valid")
 
+    @cached_property
+    def test(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        "Batches that were set apart for the last check of all."
+        from petnb.transforms import make_loader
+
+        return make_loader(self, "test")
+
+    def subset(self, share: float) -> ImageData:
+        "A share of each class on each side of the split, for a quick trial."
+        from petnb.sources import subset
+
+        return subset(self, share)
+
+    def relabel(self, edits: str | Path | pd.DataFrame, new_classes: bool = False) -> ImageData:
+        "The same data after the corrections of a CSV: path and new label, or `delete`."
+        from petnb.sources import relabel
+
+        return relabel(self, edits, new_classes)
+
+    def to_csv(self, csv: str | Path, spreadsheet: bool = False) -> Path:
+        "Write the table: exactly, for `from_csv`, or as a copy that is safe to open in Excel."
+        from petnb.sources import to_csv
+
+        return to_csv(self, csv, spreadsheet)
+
     def show_batch(self, n: int = 9, unique: bool = False) -> Any:
         "Draw `n` training images as the network will see them, or one image `n` times."
         from petnb.transforms import show_batch
@@ -242,60 +336,58 @@ class ImageData:
 
     def __repr__(self) -> str:
         counts = self.items["split"].value_counts()
+        test = f"{counts['test']} for the last test, " if "test" in counts else ""
         return (
             f"ImageData: {len(self.items)} images of {len(self.vocab)} classes, "
             f"{counts.get('train', 0)} to learn from, {counts.get('valid', 0)} held out, "
-            f"{self.size} px"
-            + "".join(f"\n  {note}" for note in self.notes)
+            f"{test}{self.size} px" + "".join(f"\n  {note}" for note in self.notes)
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>" + self.class_counts().T.to_html()
+        from petnb.sources import summary_html
+
+        return summary_html(self)
 
     def class_counts(self) -> pd.DataFrame:
         "Images of each class (rows) on each side of the split (columns)."
         counts = pd.crosstab(self.items["label"], self.items["split"])
-        return counts.reindex(index=self.vocab, columns=["train", "valid"], fill_value=0)
+        sides = ["train", "valid", *(["test"] if "test" in counts else [])]
+        return counts.reindex(index=self.vocab, columns=sides, fill_value=0)
 
 # %% ../nbs/00_data.ipynb #a273a10a
-def _drop_small_classes(items: pd.DataFrame, min_images: int) -> tuple[pd.DataFrame, list[str]]:
-    "Leave out classes with fewer than `min_images`, and say which."
-    counts = items["label"].value_counts().sort_index()
-    small = counts[counts < min_images]
-    kept = items[~items["label"].isin(list(small.index))].reset_index(drop=True)
-    if small.empty:
-        return kept, []
-    named = ", ".join(f"{label} ({count})" for label, count in small.items())
-    return kept, [f"left out, under {min_images} images: {named}"]
-
-# %% ../nbs/00_data.ipynb #11475331
 def from_lists(
     paths: Sequence[str | Path],  # Image files
     labels: Sequence[str],  # Class of each, in the same order
-    official: Sequence[str] | None,  # The data set's own split, "train" or "valid" for each
+    official: Sequence[str] | None,  # The data set's own split: "train", "valid" or "test" for each
     root: str | Path | None,  # Folder of the images; None: the one they have in common
     *,
-    valid: Split = "stratified",  # How images are held out
+    valid: Split | Sequence[int] | Splitter = "stratified",  # How images are held out
     valid_pct: float = 0.2,  # Share that is held out
+    test_pct: float = 0.0,  # Share that is set apart for the last test
+    groups: Groups | None = None,  # What stays on one side
+    merge: Mapping[str, str] | Callable[[str], str] | None = None,  # Other names for classes
+    classes: Sequence[str] | None = None,  # The classes to keep
     min_images: int = 1,  # Classes with fewer images are left out
     seed: int = 42,  # Decides split, order and augmentation
-    **settings: Any,  # size, batch_size, workers, augment: see `Options`
+    columns: pd.DataFrame | None = None,  # More to keep of each image, such as its owner
+    **settings: Any,  # size, batch_size, workers, augment: see `Options`; source
 ) -> ImageData:
     "Build the table of images. Raises `ValueError` where there is nothing to tell apart."
-    if len(paths) != len(labels):
-        raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label a path")
-    items = pd.DataFrame({"path": [str(path) for path in paths], "label": list(labels)})
-    items["split"] = list(official) if official is not None else ""
-    items, notes = _drop_small_classes(items, min_images)
+    from petnb.sources import check_sides, choose_classes, make_items, split_items
+
+    items, notes = make_items(paths, labels, official, groups, columns)
+    items, left_out = choose_classes(items, merge, classes, min_images)
     vocab = sorted(set(items["label"]))
     if len(vocab) < 2:
         raise ValueError(
             f"{len(items)} images of {len(vocab)} class {vocab}: a classifier needs 2 or more"
         )
-    if official is None or valid != "official":
-        items["split"] = split_labels(list(items["label"]), valid, valid_pct, seed)
     folder = Path(root) if root else Path(os.path.commonpath([Path(p).parent for p in paths]))
-    return ImageData(items, vocab, folder, seed=seed, notes=notes, **settings)
+    items["split"] = split_items(items, folder, valid, valid_pct, test_pct, seed)
+    worries = check_sides(items, vocab)
+    for worry in worries:
+        warnings.warn(worry, stacklevel=3)
+    return ImageData(items, vocab, folder, seed=seed, notes=notes + left_out + worries, **settings)
 
 # %% ../nbs/00_data.ipynb #b547d60a
 class LineBar(tqdm):  # type: ignore[type-arg]
@@ -397,18 +489,25 @@ def show_images(
     return grid
 
 # %% ../nbs/00_data.ipynb #d5b3b690
+SIDE_COLORS = {"train": "#3b6ea5", "valid": "#e8a33d", "test": "#7a9a5b"}
+SIDE_WORDS = {"train": "to learn from", "valid": "held out", "test": "for the last test"}
+
+
 def plot_classes(
     data: ImageData,  # Any data
 ) -> Axes:
     "Bars: the images of each class, those to learn from and those held out."
     counts = data.class_counts().sort_values("train", kind="stable")
     axes = counts.plot.barh(
-        stacked=True, width=0.8, color=["#3b6ea5", "#e8a33d"], figsize=(6, 1 + 0.2 * len(counts))
+        stacked=True,
+        width=0.8,
+        color=[SIDE_COLORS[str(side)] for side in counts],
+        figsize=(6, 1 + 0.2 * len(counts)),
     )
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set(xlabel="images", ylabel="", title=f"{len(data.items)} images of {len(counts)} classes")
-    axes.legend(["to learn from", "held out"], frameon=False)
+    axes.legend([SIDE_WORDS[str(side)] for side in counts], frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
@@ -424,17 +523,9 @@ def _pets_folder(root: str | Path | None) -> Path:
             f"no annotations/trainval.txt under {home} or {home / 'oxford-iiit-pet'}: "
             "root is the folder that holds `images` and `annotations`"
         )
-    from torchvision.datasets import OxfordIIITPet
+    from petnb.downloads import download_pets
 
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        OxfordIIITPet(home, download=True)
-    except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"cannot download the Oxford-IIIT Pet data set to {home}: {error}. "
-            "Give root= if it is on disk, or use ImageData.drawn_pets()"
-        ) from error
-    return home / "oxford-iiit-pet"
+    return download_pets(home / "oxford-iiit-pet")
 
 # %% ../nbs/00_data.ipynb #b8f4e157
 def oxford_pets(
@@ -455,4 +546,5 @@ def oxford_pets(
             f"{len(missing)} of {len(paths)} listed photographs are not in {folder / 'images'}, "
             f"such as {missing[:3]}"
         )
-    return from_lists(paths, labels_from_names(paths, PETS_PATTERN), sides, folder, **options)
+    labels = labels_from_names(paths, PETS_PATTERN)
+    return from_lists(paths, labels, sides, folder, source="the Oxford pets' lists", **options)
