@@ -5,6 +5,7 @@
 # %% ../nbs/00c_sources.ipynb #d4f8b687
 from __future__ import annotations
 
+import csv
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,18 @@ __all__ = ['SIDES', 'TRUTH', 'SIDE_FOLDERS', 'DELETE', 'FORMULA', 'read_table', 
 
 # %% ../nbs/00c_sources.ipynb #f9280028
 def read_table(
-    csv: str | Path,  # A CSV file in UTF-8, with or without a byte order mark
+    path: str | Path,  # A CSV file in UTF-8, with or without a byte order mark
 ) -> pd.DataFrame:  # Every cell as text
     "Read a table as it stands: `NA` stays a name, `0007` keeps its zeros."
-    with open(csv, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        return pd.read_csv(file, dtype=str, keep_default_na=False, na_filter=False)
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    ragged = [row for row in rows if len(row) != len(header)]
+    if ragged:
+        raise ValueError(
+            f"{len(ragged)} of {len(rows)} rows of {path} have not {len(header)} cells like the "
+            f"first line {header}, such as {ragged[0]}: put quotes around commas in names"
+        )
+    return pd.DataFrame(rows, columns=header, dtype=str)
 
 
 def column(
@@ -110,7 +118,7 @@ def from_df(
 
 
 def from_csv(
-    csv: str | Path,  # A CSV file
+    table: str | Path,  # A CSV file
     root: str | Path | None = None,  # What its paths are relative to; None: the file's own folder
     path: str | int = 0,  # Column of the paths, by name or position
     label: str | int = 1,  # Column of the labels
@@ -118,9 +126,9 @@ def from_csv(
     **options: Unpack[Options],
 ) -> ImageData:
     "Images that a CSV file lists."
-    source: Any = {"source": f"the table {Path(csv).name}"}
-    folder = Path(csv).parent if root is None else root
-    return from_df(read_table(csv), folder, path, label, split, **source, **options)
+    source: Any = {"source": f"the table {Path(table).name}"}
+    folder = Path(table).parent if root is None else root
+    return from_df(read_table(table), folder, path, label, split, **source, **options)
 
 # %% ../nbs/00c_sources.ipynb #549640bc
 def from_function(
@@ -536,7 +544,8 @@ def check_edits(
     paths, labels = column(table, "path").astype(str), column(table, "label").fillna("").astype(str)
     verdicts = [verdict(path, label) for path, label in zip(paths, labels, strict=True)]
     said, where = zip(*verdicts, strict=True) if verdicts else ((), ())
-    return pd.DataFrame({"path": paths, "label": labels, "verdict": said, "place": where})
+    found = {"path": paths, "label": labels, "verdict": said, "place": where}
+    return pd.DataFrame(found).astype({"verdict": str, "place": int})
 
 # %% ../nbs/00c_sources.ipynb #6b07981f
 def relabel(
@@ -580,7 +589,7 @@ def safe_cell(
 
 def to_csv(
     data: ImageData,  # Any data
-    csv: str | Path,  # The file to write
+    path: str | Path,  # The file to write
     spreadsheet: bool = False,  # A copy for people: no cell is a formula
 ) -> Path:  # The same file
     "Write path (relative to `data.root`), label, split and all other columns."
@@ -588,9 +597,9 @@ def to_csv(
     if spreadsheet:
         table = table.map(safe_cell).rename(columns=safe_cell)
     encoding, errors = ("utf-8-sig", "replace") if spreadsheet else ("utf-8", "surrogateescape")
-    with open(csv, "w", encoding=encoding, errors=errors, newline="") as file:
-        table.to_csv(file, index=False, quoting=1 if spreadsheet else 0)
-    return Path(csv)
+    with open(path, "w", encoding=encoding, errors=errors, newline="") as file:
+        table.to_csv(file, index=False, quoting=csv.QUOTE_ALL)  # A name may hold a line's end
+    return Path(path)
 
 # %% ../nbs/00c_sources.ipynb #f46ac382
 from .data import SIDE_COLORS, SIDE_WORDS
