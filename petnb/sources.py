@@ -24,8 +24,9 @@ from .data import Groups, ImageData, Options, Split, Splitter, from_lists, image
 # %% auto #0
 __all__ = ['SIDES', 'TRUTH', 'SIDE_FOLDERS', 'DELETE', 'FORMULA', 'read_table', 'column', 'find_images', 'from_df', 'from_csv',
            'from_function', 'group_names', 'make_items', 'choose_classes', 'fold_numbers', 'hold_out_groups',
-           'by_folder', 'side_of', 'k_fold', 'by_indices', 'hold_out', 'as_splitter', 'split_items', 'below',
-           'from_folder', 'check_sides', 'subset', 'check_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
+           'side_folder', 'by_folder', 'k_fold', 'by_file', 'by_indices', 'hold_out', 'as_splitter', 'split_items',
+           'below', 'from_folder', 'check_sides', 'subset', 'check_edits', 'relabel', 'safe_cell', 'to_csv',
+           'summary_html']
 
 # %% ../nbs/00c_sources.ipynb #f9280028
 def read_table(
@@ -171,11 +172,15 @@ def group_names(
         raise ValueError(f"{len(groups)} groups but {len(items)} images: give one group an image")
     else:
         found = list(groups)
-    alone = [group is None or group != group or group == "" for group in found]
     return [
-        f"alone {number}" if single else f"group {group}"
-        for number, (group, single) in enumerate(zip(found, alone, strict=True))
+        f"alone {number}" if _is_nothing(group) else f"group {group}"
+        for number, group in enumerate(found)
     ]
+
+
+def _is_nothing(value: object) -> bool:
+    "Whether this cell of a table is empty: no text, None or not a number."
+    return value is None or value == "" or value != value
 
 # %% ../nbs/00c_sources.ipynb #ffd205ce
 def make_items(
@@ -188,7 +193,11 @@ def make_items(
     "The table of images. Raises `ValueError` where two rows contradict each other."
     if len(paths) != len(labels):
         raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label a path")
-    items = pd.DataFrame({"path": [str(path) for path in paths], "label": list(labels)})
+    silent = [str(p) for p, label in zip(paths, labels, strict=True) if _is_nothing(label)]
+    if silent:
+        raise ValueError(f"{len(silent)} of {len(paths)} images have no label: {silent[:3]}")
+    named = {"path": [str(path) for path in paths], "label": [str(label) for label in labels]}
+    items = pd.DataFrame(named, dtype=str)
     items["split"] = list(official) if official is not None else ""
     if columns is not None:
         for name in columns.columns.difference(items.columns, sort=False):
@@ -199,9 +208,10 @@ def make_items(
     clashes = once[once["path"].duplicated(keep=False)]
     if len(clashes):
         shown = clashes.head(4)[["path", "label", "split"]].to_numpy().tolist()
-        raise ValueError(f"{clashes['path'].nunique()} images are listed in two ways: {shown}")
+        number = clashes["path"].nunique()
+        raise ValueError(f"images listed in more than one way: {number}, such as {shown}")
     repeats = len(items) - len(once)
-    note = f"left out, listed before: {repeats} rows" if repeats else ""
+    note = f"rows left out, since they repeat another: {repeats}" if repeats else ""
     return once.reset_index(drop=True), [note] if note else []
 
 # %% ../nbs/00c_sources.ipynb #110ef1f4
@@ -303,30 +313,30 @@ SIDE_FOLDERS = {  # Usual names of folders, and the side that each is
 }
 
 
+def side_folder(
+    path: str | PurePath,  # Of a file, below the root
+    folders: Mapping[str, str] = SIDE_FOLDERS,  # Names of folders, and the side that each is
+) -> str:  # Such as "train"; empty if there is none
+    "The first folder on the way to the file that has a side: a class may be called `train` too."
+    return next((name for name in PurePath(path).parts[:-1] if name in folders), "")
+
+
 def by_folder(
     folders: Mapping[str, str] = SIDE_FOLDERS,  # Names of folders, and the side that each is
 ) -> Splitter:
-    "Split by the nearest folder with one of these names: `valid/pug/3.jpg` is held out."
+    "Split by the folders on the way to a file: `valid/pug/3.jpg` is held out."
 
     def split(items: pd.DataFrame, seed: int) -> list[str]:
-        sides = [side_of(path, folders) for path in items["path"]]
-        strays = [path for path, side in zip(items["path"], sides, strict=True) if not side]
+        found = [side_folder(path, folders) for path in items["path"]]
+        strays = [path for path, name in zip(items["path"], found, strict=True) if not name]
         if strays:
             raise ValueError(
                 f"{len(strays)} of {len(items)} images are in no folder named {list(folders)}, "
-                f"such as {strays[:3]}"
+                f"such as {strays[:3]}: move them, or split in another way with valid="
             )
-        return sides
+        return [folders[name] for name in found]
 
     return split
-
-
-def side_of(
-    path: str,  # Below the root
-    folders: Mapping[str, str] = SIDE_FOLDERS,  # Names of folders, and the side that each is
-) -> str:  # A side, or nothing
-    "The side of the nearest folder above the file that has one."
-    return next((folders[n] for n in reversed(PurePath(path).parts[:-1]) if n in folders), "")
 
 
 def k_fold(
@@ -339,6 +349,23 @@ def k_fold(
 
     def split(items: pd.DataFrame, seed: int) -> list[str]:
         return ["valid" if fold == k else "train" for fold in fold_numbers(items, n, seed)]
+
+    return split
+
+
+def by_file(
+    file: str | Path,  # A text file: one path a line, relative to the root
+) -> Splitter:
+    "Hold out the images that a text file lists."
+
+    def split(items: pd.DataFrame, seed: int) -> list[str]:
+        held_out = set(Path(file).read_text(encoding="utf-8-sig").splitlines()) - {""}
+        if unknown := sorted(held_out - set(items["path"])):
+            raise ValueError(
+                f"{len(unknown)} of {len(held_out)} lines of {file} are no image here, such as "
+                f"{unknown[:3]}; paths are relative to the root, such as {items['path'].iloc[0]!r}"
+            )
+        return ["valid" if path in held_out else "train" for path in items["path"]]
 
     return split
 
@@ -449,21 +476,25 @@ def from_folder(
     "Images in folders that are named like their classes, below `train` and `valid` or not."
     paths = image_files(root)
     names = [below(path, root) for path in paths]
-    sides = {side_of(name) for name in names}
+    found = {side_folder(name) for name in names} - {""}
     source = "the names of the folders"
-    if "valid" not in options and {"train", "valid"} <= sides <= set(SIDES):
+    if "valid" not in options and {"train", "valid"} <= {SIDE_FOLDERS[name] for name in found}:
         options["valid"] = "folder"
-        source += ", split by those named " + ", ".join(sorted(sides))
+        source += f", split by those named {', '.join(sorted(found))}"
     by_side = isinstance(options.get("valid"), str) and options["valid"] == "folder"
-    parents = [PurePath(name).parent.name for name in names]
-    no_class = {"", *(SIDE_FOLDERS if by_side else ())}
-    bare = [name for name, parent in zip(names, parents, strict=True) if parent in no_class]
+    parents = [PurePath(name).parent for name in names]
+    bare = [
+        name
+        for name, parent in zip(names, parents, strict=True)
+        if not parent.name or (by_side and side_folder(name) and not side_folder(parent))
+    ]
     if bare:
         raise ValueError(
             f"{len(bare)} of {len(paths)} images under {root} are in no folder that names their "
             f"class, such as {bare[:3]}; where names hold the class, use from_name_re"
         )
-    return from_lists(paths, parents, None, root, **{"source": source} | options)
+    labels = [parent.name for parent in parents]
+    return from_lists(paths, labels, None, root, **{"source": source} | options)
 
 # %% ../nbs/00c_sources.ipynb #a712cef1
 def _named(counts: pd.Series[Any], most: int = 10) -> str:
@@ -560,9 +591,18 @@ def relabel(
     items, changed = data.items.copy(), last[last["verdict"] == "relabel"]
     items.loc[changed.index, "label"] = changed["label"]
     items = items.drop(last.index[last["verdict"] == "delete"]).reset_index(drop=True)
-    deleted = len(data.items) - len(items)
-    notes = [f"corrected: {len(changed)} labels changed, {deleted} images struck off"]
-    notes += [f"{row.verdict}: {row.path!r}" for row in refused.itertuples()]
+    counts = {
+        "labels changed": len(changed),
+        "images struck off": len(data.items) - len(items),
+        "labels as they were": int((last["verdict"] == "unchanged").sum()),
+        "rows overruled by a later one": len(verdicts) - len(refused) - len(last),
+        "rows refused": len(refused),
+    }
+    said = ", ".join(f"{what} {count}" for what, count in counts.items() if count)
+    notes = [f"corrections: {said or 'none'}"]
+    notes += [f"{row.verdict}: {row.path!r}" for row in refused.head(20).itertuples()]
+    if len(refused) > 20:
+        notes.append(f"and {len(refused) - 20} more: petnb.sources.check_edits lists them all")
     vocab = sorted(set(items["label"]))
     if lost := sorted(set(data.vocab) - set(vocab)):
         notes.append(f"no image is left of {lost}")

@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from petnb import ImageData, Predictor, vision_learner
-from petnb.sources import by_folder, check_edits, fold_numbers, k_fold, read_table, safe_cell
+from petnb.sources import (
+    by_file,
+    by_folder,
+    check_edits,
+    fold_numbers,
+    k_fold,
+    read_table,
+    safe_cell,
+)
 
 BREEDS = ("Bombay", "beagle", "pug")
 LISTED = [f"{breed}_{number}.jpg" for breed in BREEDS for number in range(10)]
@@ -269,8 +277,8 @@ def test_a_column_split_is_the_split_unless_another_is_wanted(kaggle: Path) -> N
 def test_an_image_that_is_listed_twice() -> None:
     data = ImageData.from_lists(LISTED + LISTED[:2], LABELS + LABELS[:2])
     assert len(data.items) == 30
-    assert data.notes == ["left out, listed before: 2 rows"]
-    with pytest.raises(ValueError, match=r"1 images are listed in two ways: .*'pug'"):
+    assert data.notes == ["rows left out, since they repeat another: 2"]
+    with pytest.raises(ValueError, match=r"in more than one way: 1, such as .*'pug'"):
         ImageData.from_lists([*LISTED, LISTED[0]], [*LABELS, "pug"])
 
 
@@ -305,9 +313,40 @@ def test_folders_train_and_valid_are_the_split(tmp_path: Path) -> None:
         {"valid": "val"}.get(side, side) for side in data.items["split"]
     ]
     assert data.vocab == ["a", "b"]
-    assert "split by those named test, train, valid" in data.source
+    assert "split by those named test, train, val" in data.source
     mixed = ImageData.from_folder(root, valid="stratified")
     assert mixed.class_counts()["valid"].tolist() == [2, 2]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        *(f"{s}/{b}/{n}.jpg" for s in ("train", "valid") for b in ("bus", "train") for n in (1, 2)),
+    )
+    data = ImageData.from_folder(tmp_path)
+    assert data.class_counts().to_numpy().tolist() == [[2, 2], [2, 2]]
+    assert {Path(path).parents[1].name for path in data.on_side("valid")["path"]} == {"valid"}
+
+
+def test_a_split_by_folders_is_not_mixed_for_a_few_strays(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{s}/{b}/1.jpg" for s in ("train", "valid", "more") for b in "ab"))
+    with pytest.raises(ValueError, match=r"2 of 6 images are in no folder named .*'more/a/1.jpg'"):
+        ImageData.from_folder(tmp_path)
+
+
+def test_a_file_lists_what_is_held_out(tmp_path: Path) -> None:
+    file = write(tmp_path / "valid.txt", "Bombay_1.jpg", "beagle_2.jpg", "", "pug_3.jpg", "")
+    held_out = listed(valid=by_file(file)).on_side("valid")["path"].tolist()
+    assert held_out == ["pets/Bombay_1.jpg", "pets/beagle_2.jpg", "pets/pug_3.jpg"]
+    write(file, "Bombay_1.jpg", "pets/pug_3.jpg")
+    with pytest.raises(ValueError, match=r"1 of 2 lines of .*\['pets/pug_3.jpg'\].*'Bombay_0.jpg'"):
+        listed(valid=by_file(file))
+
+
+@pytest.mark.parametrize("nothing", ["", None, float("nan")])
+def test_lists_with_a_label_missing(nothing: Any) -> None:
+    with pytest.raises(ValueError, match=r"1 of 30 images have no label: \['Bombay_0.jpg'\]"):
+        ImageData.from_lists(LISTED, [nothing, *LABELS[1:]])
 
 
 def test_folders_by_other_names(tmp_path: Path) -> None:
@@ -645,7 +684,9 @@ def test_corrections(home: ImageData, tmp_path: Path) -> None:
     assert labels[str(home.root / "a" / "0.jpg")] == "b"
     assert labels[inside] == "a"
     assert str(home.root / "a" / "1.jpg") not in labels
-    assert data.notes == ["corrected: 2 labels changed, 1 images struck off"]
+    assert data.notes == [
+        "corrections: labels changed 2, images struck off 1, labels as they were 1"
+    ]
     before = dict(zip(home.items["path"], home.items["split"], strict=True))
     assert all(before[row.path] == row.split for row in data.items.itertuples())
     assert sorted(tmp_path.rglob("*")) == sorted([*files, table])  # no file was touched
@@ -678,7 +719,10 @@ def test_refused_corrections(
     table = edits(tmp_path, (path, label), ("a/0.jpg", "b"))
     assert list(check_edits(home, table)["verdict"]) == [f"refused: {reason}", "relabel"]
     data = home.relabel(table)
-    assert data.notes[1:] == [f"refused: {reason}: {path!r}"]
+    assert data.notes == [
+        "corrections: labels changed 1, rows refused 1",
+        f"refused: {reason}: {path!r}",
+    ]
     assert len(data.items) == 8
     assert f"refused: {reason}" in repr(data)
 
@@ -702,7 +746,9 @@ def test_the_later_row_counts(home: ImageData, tmp_path: Path) -> None:
         tmp_path, ("a/0.jpg", "delete"), ("a/./0.jpg", "b"), ("a/1.jpg", "b"), ("a/1.jpg", "a")
     )
     data = home.relabel(table)
-    assert data.notes == ["corrected: 1 labels changed, 0 images struck off"]
+    assert data.notes == [
+        "corrections: labels changed 1, labels as they were 1, rows overruled by a later one 2"
+    ]
 
 
 def test_labels_that_are_no_class(home: ImageData, tmp_path: Path) -> None:
@@ -716,6 +762,13 @@ def test_labels_that_are_no_class(home: ImageData, tmp_path: Path) -> None:
     data = home.relabel(only, new_classes=True)
     assert data.vocab == ["b", "c"]
     assert "no image is left of ['a']" in data.notes
+
+
+def test_of_many_refused_rows_the_first_are_shown(home: ImageData, tmp_path: Path) -> None:
+    data = home.relabel(edits(tmp_path, *[(f"{n}.jpg", "b") for n in range(50)]))
+    assert data.notes[0] == "corrections: rows refused 50"
+    assert len(data.notes) == 22
+    assert data.notes[-1].startswith("and 30 more")
 
 
 def test_a_class_called_delete(tmp_path: Path) -> None:
