@@ -175,7 +175,7 @@ def _fetch_checked(url: str, part: Path, sums: tuple[str | None, str | None], ht
         wrong = is_announced(part, *sums)
     return wrong
 
-
+# %% ../nbs/00d_downloads.ipynb #b7107326
 def download(
     url: str,  # An https address
     path: str | Path,  # The file to make; where it is there already, it is only checked
@@ -223,7 +223,7 @@ def check_name(
     if windows.drive or windows.root or ".." in windows.parts or "\0" in name:
         raise ValueError(f"its member {name!r} leads out of the folder")
 
-
+# %% ../nbs/00d_downloads.ipynb #60a908dd
 def members(
     archive: tarfile.TarFile | zipfile.ZipFile,  # Open for reading
 ) -> Iterator[tuple[Any, str, int, bool]]:  # Each member with its name, bytes; whether it is plain

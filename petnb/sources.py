@@ -338,7 +338,7 @@ def by_folder(
 
     return split
 
-
+# %% ../nbs/00c_sources.ipynb #a0dacd6f
 def k_fold(
     k: int,  # Which fold is held out, from 0
     n: int = 5,  # How many folds
@@ -352,7 +352,7 @@ def k_fold(
 
     return split
 
-
+# %% ../nbs/00c_sources.ipynb #90ab90aa
 def by_file(
     file: str | Path,  # A text file: one path a line, relative to the root
 ) -> Splitter:
@@ -384,7 +384,7 @@ def by_indices(
 
     return split
 
-# %% ../nbs/00c_sources.ipynb #d6def647
+# %% ../nbs/00c_sources.ipynb #56ef3e3a
 from .data import split_labels
 
 
@@ -414,7 +414,7 @@ def hold_out(
     held_out[free] = [side == "valid" for side in sides]
     return held_out
 
-
+# %% ../nbs/00c_sources.ipynb #25d6d00e
 def as_splitter(
     valid: str | Sequence[int] | Splitter,  # What `valid=` was given
     pct: float,  # Share to hold out, where chance decides
@@ -429,7 +429,7 @@ def as_splitter(
     sides = np.array(["train", "valid"])
     return lambda items, seed: sides[hold_out(items, valid, pct, seed).astype(int)].tolist()
 
-
+# %% ../nbs/00c_sources.ipynb #d6def647
 def split_items(
     items: pd.DataFrame,  # From `make_items`
     root: str | Path,  # Splitters see paths relative to it

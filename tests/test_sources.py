@@ -173,7 +173,9 @@ BEGINS_A_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 @example('"=1', "a\n=1")
 def test_no_cell_of_the_copy_is_a_formula(label: str, name: str) -> None:
     with TemporaryDirectory() as folder:
-        data = ImageData.from_lists([name, f"{name}2", "b1", "b2"], [label] * 2 + [f"{label}b"] * 2)
+        data = ImageData.from_lists(
+            [f"{name}{n}" for n in range(4)], [label] * 2 + [f"{label}b"] * 2
+        )
         data.items[f"={label}"] = name
         path = data.to_csv(Path(folder, "people.csv"), spreadsheet=True)
         with open(path, encoding="utf-8-sig", newline="") as file:
