@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .model import Classifier, create_classifier
     from .optimizers import layer_decay, rates
     from .schedules import cosine, fit_one_cycle, one_cycle, plot_schedules
+    from .sources import k_fold
     from .transforms import train_transform, valid_transform
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "freeze",
     "freeze_to",
     "interpret",
+    "k_fold",
     "layer_decay",
     "lr_find",
     "lr_suggest",
@@ -81,6 +83,7 @@ _homes = {
     "freeze": "fine_tuning",
     "freeze_to": "fine_tuning",
     "interpret": "interpretation",
+    "k_fold": "sources",
     "layer_decay": "optimizers",
     "lr_find": "lr_finder",
     "lr_suggest": "lr_finder",

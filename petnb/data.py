@@ -10,11 +10,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
@@ -31,11 +30,12 @@ if TYPE_CHECKING:
     from petnb.doctor import Checkup
 
 # %% auto #0
-__all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'eight_bits',
-           'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings', 'ImageError', 'open_image', 'visible_files',
-           'FoundFiles', 'image_files', 'notes_on', 'glance', 'set_bad_aside', 'labels_from_names', 'split_labels',
-           'Options', 'ImageData', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar',
-           'cache_folder', 'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
+__all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'Splitter', 'Groups',
+           'SIDE_COLORS', 'SIDE_WORDS', 'eight_bits', 'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings',
+           'ImageError', 'open_image', 'visible_files', 'FoundFiles', 'image_files', 'notes_on', 'glance',
+           'set_bad_aside', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'LineBar',
+           'NotebookBar', 'in_notebook', 'progress_bar', 'cache_folder', 'drawn_pets', 'show_images', 'plot_classes',
+           'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def eight_bits(
@@ -50,7 +50,7 @@ def eight_bits(
         raise ValueError(f"its greys run from {found}, and only 0 to {top:g} can be shown")
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
-# %% ../nbs/00_data.ipynb #19ae7355
+# %% ../nbs/00_data.ipynb #9299773a
 def to_rgb(
     image: Image.Image,  # Any mode of Pillow's
     background: str = "white",  # What shows through where the picture is transparent
@@ -63,7 +63,7 @@ def to_rgb(
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
     return image.convert("RGB")
 
-# %% ../nbs/00_data.ipynb #ba58aa7c
+# %% ../nbs/00_data.ipynb #7b170136
 SIGNS = [  # How a file begins, and what that means when it cannot be decoded
     (rb"$", "the file is empty (0 bytes)"),
     (rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body|script)",
@@ -75,7 +75,7 @@ SIGNS = [  # How a file begins, and what that means when it cannot be decoded
      "`from pillow_heif import register_heif_opener; register_heif_opener()`"),
 ]  # fmt: skip
 
-# %% ../nbs/00_data.ipynb #4b7dc3b0
+# %% ../nbs/00_data.ipynb #765152ae
 def reason_of(
     path: str | Path,  # A file that could not be decoded
     error: Exception,  # What was raised
@@ -95,7 +95,7 @@ def reason_of(
     told = str(error) or type(error).__name__
     return told if isinstance(error, ValueError) else f"it is damaged: {told}"
 
-# %% ../nbs/00_data.ipynb #81ce572b
+# %% ../nbs/00_data.ipynb #afbb72a2
 def check_pixels(
     image: Image.Image,  # An opened file, not decoded yet
 ) -> None:
@@ -115,7 +115,7 @@ def no_bomb_warnings() -> Iterator[None]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
-# %% ../nbs/00_data.ipynb #d9bd4334
+# %% ../nbs/00_data.ipynb #13ae6164
 class ImageError(ValueError):
     "A file that is no picture, or none that we would decode: `path` and `reason`."
 
@@ -146,7 +146,7 @@ def open_image(
         reason = reason_of(path, error)
         raise ImageError(f"cannot decode {path}: {reason}", str(path), reason) from error
 
-# %% ../nbs/00_data.ipynb #c194abf0
+# %% ../nbs/00_data.ipynb #3a1eec8b
 LeftOut = list[tuple[Path, str]]  # Paths that were not taken, each with the reason
 
 
@@ -175,7 +175,7 @@ def visible_files(
             yield from (Path(place, name) for name in names)
     left_out += [(Path(error.filename), str(error.strerror).lower()) for error in refused]
 
-# %% ../nbs/00_data.ipynb #d566ea2f
+# %% ../nbs/00_data.ipynb #22559742
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NEEDS_MORE = {".heic": "HEIC needs pillow-heif", ".heif": "HEIC needs pillow-heif"} | dict.fromkeys(
     (".arw", ".cr2", ".cr3", ".dng", ".nef", ".raf"), "a raw photograph: develop it to JPEG first"
@@ -183,7 +183,7 @@ NEEDS_MORE = {".heic": "HEIC needs pillow-heif", ".heif": "HEIC needs pillow-hei
 
 
 
-# %% ../nbs/00_data.ipynb #c4c8241d
+# %% ../nbs/00_data.ipynb #a7f431e4
 class FoundFiles(list[Path]):
     "Image files, and in `left_out` the paths that were not taken, each with its reason."
 
@@ -213,7 +213,7 @@ def image_files(
     found.left_out = sorted(left_out)
     return found
 
-# %% ../nbs/00_data.ipynb #ff173946
+# %% ../nbs/00_data.ipynb #ab1b9ef9
 def notes_on(
     left_out: Sequence[tuple[str | Path, str]],  # Paths, each with the reason
 ) -> list[str]:  # One line a reason, of which the part before a colon is told
@@ -226,7 +226,7 @@ def notes_on(
         for reason, names in by_reason.items()
     ]
 
-# %% ../nbs/00_data.ipynb #4d6bb9e9
+# %% ../nbs/00_data.ipynb #7d04d815
 ENDINGS = {"GIF": b";", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -249,7 +249,7 @@ def glance(
         return reason_of(path, error)
     return None
 
-# %% ../nbs/00_data.ipynb #79cff9ed
+# %% ../nbs/00_data.ipynb #d9f4696e
 OnBad = Literal["raise", "skip", "ignore"]
 
 
@@ -303,7 +303,9 @@ def labels_from_names(
     return [hit[1] for hit in found if hit]
 
 # %% ../nbs/00_data.ipynb #400a84ed
-Split = Literal["stratified", "random", "official"]
+Split = Literal["stratified", "random", "official", "folder"]
+Splitter = Callable[[pd.DataFrame, int], Sequence[str]]  # From items and a seed to their sides
+Groups = str | Sequence[Hashable] | Mapping[str, Hashable] | Callable[[str], Hashable]
 
 
 def _stratified(labels: np.ndarray, valid_pct: float, rng: np.random.Generator) -> np.ndarray:
@@ -347,8 +349,12 @@ class Options(TypedDict, total=False):
 
     size: int  # Side of the square the network sees, in pixels; 224 is what most were trained on
     batch_size: int  # Images in one step; 16, 32 and 64 are equally good in cross-validation
-    valid: Split  # How images are held out
+    valid: Split | Sequence[int] | Splitter  # How images are held out: chapter 00c
     valid_pct: float  # Share that is held out by the stratified and the random split
+    test_pct: float  # Share set apart for a last test, on a third side; 0: there is none
+    groups: Groups | None  # What belongs together (one owner's pets) stays on one side
+    merge: Mapping[str, str] | Callable[[str], str] | None  # Another name for each class
+    classes: Sequence[str] | None  # Only these, after merging; None: all there are
     min_images: int  # Classes with fewer images are left out, and named in `notes`
     on_bad: OnBad  # Files that are no image: "raise", "skip" (listed in `left_out`) or "ignore"
     seed: int  # Decides the split, the order of the epochs and the augmentations
@@ -361,7 +367,7 @@ class Options(TypedDict, total=False):
 class ImageData:
     "Images, their labels and the side of the split they are on, ready to be loaded in batches."
 
-    items: pd.DataFrame  # One row an image: path, label, split ("train" or "valid")
+    items: pd.DataFrame  # One row an image: path, label, split ("train", "valid" or "test")
     vocab: list[str]  # Class names, sorted; a target is a position in this list
     root: Path  # Folder that the images lie under
     size: int = 224  # Side of the square the network sees, in pixels
@@ -371,6 +377,7 @@ class ImageData:
     augment: str | Callable[[Any], Any] | None = None  # A name or a transform; None: petnb's own
     cache_bytes: int = 2**30  # Memory for decoded images; a gigabyte holds 2,000 of 500 x 350
     notes: list[str] = field(default_factory=list)  # What was left out, and why
+    source: str = "lists"  # Where the labels came from, in words
     left_out: pd.DataFrame = field(default_factory=pd.DataFrame)  # Files: path and reason
 
     @classmethod
@@ -383,9 +390,71 @@ class ImageData:
     @classmethod
     def from_folder(cls, root: str | Path, **options: Unpack[Options]) -> ImageData:
         "Images in folders that are named like their classes: `root/beagle/3.jpg`."
-        paths = image_files(root)
-        labels = [path.parent.name for path in paths]
-        return from_lists(paths, labels, official=None, root=root, **options)
+        from petnb.sources import from_folder
+
+        return from_folder(root, **options)
+
+    @classmethod
+    def from_name_func(
+        cls, root: str | Path, function: Callable[[str], object], **options: Unpack[Options]
+    ) -> ImageData:
+        "Images whose class `function` tells from the file's name."
+        from petnb.sources import from_function
+
+        return from_function(root, function, "name", **options)
+
+    @classmethod
+    def from_path_func(
+        cls, root: str | Path, function: Callable[[Path], object], **options: Unpack[Options]
+    ) -> ImageData:
+        "Images whose class `function` tells from the file's path."
+        from petnb.sources import from_function
+
+        return from_function(root, function, "path", **options)
+
+    @classmethod
+    def from_df(
+        cls,
+        table: pd.DataFrame,
+        root: str | Path = ".",
+        path: str | int = 0,
+        label: str | int = 1,
+        split: str | None = None,
+        **options: Unpack[Options],
+    ) -> ImageData:
+        "Images that a table lists: their paths, with or without endings, and their labels."
+        from petnb.sources import from_df
+
+        return from_df(table, root, path, label, split, **options)
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | Path,
+        root: str | Path | None = None,
+        path: str | int = 0,
+        label: str | int = 1,
+        split: str | None = None,
+        **options: Unpack[Options],
+    ) -> ImageData:
+        "Images that a CSV file lists, with or without endings; `root` is by default its folder."
+        from petnb.sources import from_csv
+
+        return from_csv(csv, root, path, label, split, **options)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        sha256: str | None = None,
+        md5: str | None = None,
+        read: Callable[..., ImageData] | None = None,
+        **options: Any,
+    ) -> ImageData:
+        "An archive on the web, downloaded and unpacked once; `read` is the way in from there."
+        from petnb.downloads import from_url
+
+        return from_url(url, sha256, md5, read, **options)
 
     @classmethod
     def from_name_re(
@@ -398,12 +467,11 @@ class ImageData:
         "Images whose names or paths hold their class: the first group of `pattern`."
         paths = image_files(root)
         labels = labels_from_names(paths, pattern, match)
-        return from_lists(paths, labels, official=None, root=root, **options)
+        source = f"the {match}s of the files"
+        return from_lists(paths, labels, official=None, root=root, source=source, **options)
 
     @classmethod
-    def oxford_pets(
-        cls, root: str | Path | None = None, **options: Unpack[Options]
-    ) -> ImageData:
+    def oxford_pets(cls, root: str | Path | None = None, **options: Unpack[Options]) -> ImageData:
         "The Oxford-IIIT Pet data set; downloaded once, unless `root` says where it is on disk."
         return oxford_pets(root, **options)
 
@@ -433,6 +501,31 @@ class ImageData:
 
         return make_loader(self, "valid")
 
+    @cached_property
+    def test(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        "Batches that were set apart for the last check of all."
+        from petnb.transforms import make_loader
+
+        return make_loader(self, "test")
+
+    def subset(self, share: float) -> ImageData:
+        "A share of each class on each side of the split, for a quick trial."
+        from petnb.sources import subset
+
+        return subset(self, share)
+
+    def relabel(self, edits: str | Path | pd.DataFrame, new_classes: bool = False) -> ImageData:
+        "The same data after the corrections of a CSV: path and new label, or `delete`."
+        from petnb.sources import relabel
+
+        return relabel(self, edits, new_classes)
+
+    def to_csv(self, csv: str | Path, spreadsheet: bool = False) -> Path:
+        "Write the table: exactly, for `from_csv`, or as a copy that is safe to open in Excel."
+        from petnb.sources import to_csv
+
+        return to_csv(self, csv, spreadsheet)
+
     def show_batch(self, n: int = 9, unique: bool = False) -> Any:
         "Draw `n` training images as the network will see them, or one image `n` times."
         from petnb.transforms import show_batch
@@ -455,63 +548,62 @@ class ImageData:
 
     def __repr__(self) -> str:
         counts = self.items["split"].value_counts()
+        test = f"{counts['test']} for the last test, " if "test" in counts else ""
         return (
             f"ImageData: {len(self.items)} images of {len(self.vocab)} classes, "
             f"{counts.get('train', 0)} to learn from, {counts.get('valid', 0)} held out, "
-            f"{self.size} px"
-            + "".join(f"\n  {note}" for note in self.notes)
+            f"{test}{self.size} px" + "".join(f"\n  {note}" for note in self.notes)
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>" + self.class_counts().T.to_html()
+        from petnb.sources import summary_html
+
+        return summary_html(self)
 
     def class_counts(self) -> pd.DataFrame:
         "Images of each class (rows) on each side of the split (columns)."
         counts = pd.crosstab(self.items["label"], self.items["split"])
-        return counts.reindex(index=self.vocab, columns=["train", "valid"], fill_value=0)
+        sides = ["train", "valid", *(["test"] if "test" in counts else [])]
+        return counts.reindex(index=self.vocab, columns=sides, fill_value=0)
 
 # %% ../nbs/00_data.ipynb #a273a10a
-def _drop_small_classes(items: pd.DataFrame, min_images: int) -> tuple[pd.DataFrame, list[str]]:
-    "Leave out classes with fewer than `min_images`, and say which."
-    counts = items["label"].value_counts().sort_index()
-    small = counts[counts < min_images]
-    kept = items[~items["label"].isin(list(small.index))].reset_index(drop=True)
-    if small.empty:
-        return kept, []
-    named = ", ".join(f"{label} ({count})" for label, count in small.items())
-    return kept, [f"left out, under {min_images} images: {named}"]
-
-# %% ../nbs/00_data.ipynb #11475331
 def from_lists(
     paths: Sequence[str | Path],  # Image files
     labels: Sequence[str],  # Class of each, in the same order
-    official: Sequence[str] | None,  # The data set's own split, "train" or "valid" for each
+    official: Sequence[str] | None,  # The data set's own split: "train", "valid" or "test" for each
     root: str | Path | None,  # Folder of the images; None: the one they have in common
     *,
-    valid: Split = "stratified",  # How images are held out
+    valid: Split | Sequence[int] | Splitter = "stratified",  # How images are held out
     valid_pct: float = 0.2,  # Share that is held out
+    test_pct: float = 0.0,  # Share that is set apart for the last test
+    groups: Groups | None = None,  # What stays on one side
+    merge: Mapping[str, str] | Callable[[str], str] | None = None,  # Other names for classes
+    classes: Sequence[str] | None = None,  # The classes to keep
     min_images: int = 1,  # Classes with fewer images are left out
     on_bad: OnBad = "raise",  # What to do with files that are no image
     seed: int = 42,  # Decides split, order and augmentation
-    **settings: Any,  # size, batch_size, workers, augment: see `Options`
+    columns: pd.DataFrame | None = None,  # More to keep of each image, such as its owner
+    **settings: Any,  # size, batch_size, workers, augment: see `Options`; source
 ) -> ImageData:
     "Build the table of images. Raises `ValueError` where there is nothing to tell apart."
-    if len(paths) != len(labels):
-        raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label a path")
-    items = pd.DataFrame({"path": [str(path) for path in paths], "label": list(labels)})
-    items["split"] = list(official) if official is not None else ""
+    from petnb.sources import check_sides, choose_classes, make_items, split_items
+
+    items, notes = make_items(paths, labels, official, groups, columns)
     items, left_out = set_bad_aside(items, paths, on_bad)
-    items, notes = _drop_small_classes(items, min_images)
-    notes = notes_on(list(left_out.itertuples(index=False, name=None))) + notes
+    notes += notes_on(list(left_out.itertuples(index=False, name=None)))
+    items, dropped = choose_classes(items, merge, classes, min_images)
     vocab = sorted(set(items["label"]))
     if len(vocab) < 2:
         raise ValueError(
             f"{len(items)} images of {len(vocab)} class {vocab}: a classifier needs 2 or more"
         )
-    if official is None or valid != "official":
-        items["split"] = split_labels(list(items["label"]), valid, valid_pct, seed)
     folder = Path(root) if root else Path(os.path.commonpath([Path(p).parent for p in paths]))
-    return ImageData(items, vocab, folder, seed=seed, notes=notes, left_out=left_out, **settings)
+    items["split"] = split_items(items, folder, valid, valid_pct, test_pct, seed)
+    worries = check_sides(items, vocab)
+    for worry in worries:
+        warnings.warn(worry, stacklevel=3)
+    told = {"notes": notes + dropped + worries, "left_out": left_out}
+    return ImageData(items, vocab, folder, seed=seed, **told, **settings)
 
 # %% ../nbs/00_data.ipynb #b547d60a
 class LineBar(tqdm):  # type: ignore[type-arg]
@@ -613,18 +705,25 @@ def show_images(
     return grid
 
 # %% ../nbs/00_data.ipynb #d5b3b690
+SIDE_COLORS = {"train": "#3b6ea5", "valid": "#e8a33d", "test": "#7a9a5b"}
+SIDE_WORDS = {"train": "to learn from", "valid": "held out", "test": "for the last test"}
+
+
 def plot_classes(
     data: ImageData,  # Any data
 ) -> Axes:
     "Bars: the images of each class, those to learn from and those held out."
     counts = data.class_counts().sort_values("train", kind="stable")
     axes = counts.plot.barh(
-        stacked=True, width=0.8, color=["#3b6ea5", "#e8a33d"], figsize=(6, 1 + 0.2 * len(counts))
+        stacked=True,
+        width=0.8,
+        color=[SIDE_COLORS[str(side)] for side in counts],
+        figsize=(6, 1 + 0.2 * len(counts)),
     )
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set(xlabel="images", ylabel="", title=f"{len(data.items)} images of {len(counts)} classes")
-    axes.legend(["to learn from", "held out"], frameon=False)
+    axes.legend([SIDE_WORDS[str(side)] for side in counts], frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
@@ -640,17 +739,9 @@ def _pets_folder(root: str | Path | None) -> Path:
             f"no annotations/trainval.txt under {home} or {home / 'oxford-iiit-pet'}: "
             "root is the folder that holds `images` and `annotations`"
         )
-    from torchvision.datasets import OxfordIIITPet
+    from petnb.downloads import download_pets
 
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        OxfordIIITPet(home, download=True)
-    except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"cannot download the Oxford-IIIT Pet data set to {home}: {error}. "
-            "Give root= if it is on disk, or use ImageData.drawn_pets()"
-        ) from error
-    return home / "oxford-iiit-pet"
+    return download_pets(home / "oxford-iiit-pet")
 
 # %% ../nbs/00_data.ipynb #b8f4e157
 def oxford_pets(
@@ -671,4 +762,5 @@ def oxford_pets(
             f"{len(missing)} of {len(paths)} listed photographs are not in {folder / 'images'}, "
             f"such as {missing[:3]}"
         )
-    return from_lists(paths, labels_from_names(paths, PETS_PATTERN), sides, folder, **options)
+    labels = labels_from_names(paths, PETS_PATTERN)
+    return from_lists(paths, labels, sides, folder, source="the Oxford pets' lists", **options)
