@@ -1,7 +1,7 @@
 """petnb against fastai and a plain PyTorch loop, on the same photographs: time, memory, accuracy.
 
     PETNB_PHOTOS=... FASTAI_PYTHON=... python benchmarks/speed.py run     # hours: resumable
-    python benchmarks/speed.py table                                      # writes speed.md
+    python benchmarks/speed.py table                       # writes speed.md and speed.png
 
 672 photographs to learn from and 221 held out (the official lists), the packaged
 EfficientNet-Lite0, 224 pixels, batches of 64; four epochs of the head by 1cycle, then two of
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS, TABLE = HERE / "speed.jsonl", HERE / "speed.md"
+RESULTS, TABLE, FIGURE = (HERE / f"speed.{ending}" for ending in ("jsonl", "md", "png"))
 SYSTEMS = {
     "petnb": "petnb, a fresh view each epoch",
     "petnb-one-view": "petnb, one view reused",
@@ -106,10 +106,12 @@ def limits(learn: Any) -> dict[str, float]:
 
     from petnb.learner import MICRO_BATCH
     from petnb.learning_body import LearningModel
+    from petnb.speed import FeatureExtractor
 
     images = torch.randn(BATCH_SIZE, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     learning = LearningModel(learn.model.train(), images, learn.precision)
-    forward = min(clock(lambda: learn.extractor[1](images))[0] for _ in range(5))
+    extractor = FeatureExtractor(learn.model, images, learn.precision)
+    forward = min(clock(lambda: extractor(images))[0] for _ in range(5))
 
     def step() -> None:
         for some in images.split(MICRO_BATCH):
@@ -305,28 +307,58 @@ def run_one(system: str, seed: int) -> None:
 
 
 def table() -> str:
-    """Markdown: medians, least and most, ratios to fastai."""
-    rows = results()
-    lines = ["| | runs | frozen, s | fine-tuning, s | both, s | times faster | predicting, s "
-             "| accuracy frozen | fine-tuned | peak, GB |", "|" + "---|" * 10]  # fmt: skip
-    both = {system: [row["head"] + row["body"] for row in rows if row["system"] == system]
-            for system in SYSTEMS}  # fmt: skip
+    """Markdown: medians, least and most, ratios to fastai with the same backbone."""
+    lines = ["| | runs | frozen, s | fine-tuning, s | both, s | predicting, s | accuracy frozen "
+             "| fine-tuned | peak, GB |", "|" + "---|" * 9]  # fmt: skip
     for system, name in SYSTEMS.items():
-        mine = [row for row in rows if row["system"] == system]
+        mine = runs_of(system)
         if not mine:
-            lines.append(f"| {name} | 0 " + "| not measured " * 8 + "|")
+            lines.append(f"| {name} | 0 " + "| not measured " * 7 + "|")
             continue
-        ratio = (f"{statistics.median(both['fastai']) / statistics.median(both[system]):.1f}"
-                 if both["fastai"] else "not measured")  # fmt: skip
         cells = [
             name, str(len(mine)),
-            *(spread([row[stage] for row in mine]) for stage in ("head", "body")),
-            spread(both[system]), ratio, spread([row["predicting"] for row in mine], 2),
+            *(timed(system, stage) for stage in ("head", "body", "both", "predicting")),
             *(accuracy_of(mine, stage) for stage in ("after head", "after body")),
             spread([row["gigabytes"] for row in mine]),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def runs_of(system: str) -> list[dict[str, Any]]:
+    """What was measured of it, with the sum of both stages."""
+    return [{**row, "both": row["head"] + row["body"]}
+            for row in results() if row["system"] == system]  # fmt: skip
+
+
+def timed(system: str, stage: str) -> str:
+    """Seconds, and how many times faster than fastai."""
+    mine = [row[stage] for row in runs_of(system)]
+    seconds = spread(mine, 2 if stage == "predicting" else 1)
+    if system.startswith("fastai"):
+        return seconds
+    fastai = runs_of("fastai-resnet34" if system.endswith("resnet34") else "fastai")
+    ratio = statistics.median(row[stage] for row in fastai) / statistics.median(mine)
+    return f"{seconds}: **{ratio:.1f} x**"
+
+
+def figure() -> None:
+    """Bars of both stages, one a system."""
+    import matplotlib.pyplot as plt
+
+    systems = [system for system in SYSTEMS if runs_of(system)][::-1]
+    figure, axes = plt.subplots(figsize=(8, 3))
+    start = [0.0] * len(systems)
+    for stage, color in (("head", "#3b6ea5"), ("body", "#e8a33d")):
+        medians = [statistics.median(row[stage] for row in runs_of(system)) for system in systems]
+        label = "head on a frozen body" if stage == "head" else "fine-tuning"
+        axes.barh([SYSTEMS[system] for system in systems], medians, left=start, color=color,
+                  label=label)  # fmt: skip
+        start = [one + other for one, other in zip(start, medians, strict=True)]
+    axes.set(xlabel="seconds", title="Four epochs of the head, two of everything, on two cores")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(FIGURE, dpi=80, bbox_inches="tight")
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -349,9 +381,12 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["one"]:
         run_one(sys.argv[2], int(sys.argv[3]))
     else:
-        text = (f"# Speed\n\n{(__doc__ or '').strip()}\n\nMedian (least to most); accuracy: mean ± "
-                f"standard deviation over seeds.\n\n{table()}\n\n"
-                f"Machine: {results()[0]['processor']}. "
+        text = (f"# Speed\n\n{(__doc__ or '').strip()}\n\nMedian (least to most), and how many "
+                "times faster than fastai with the same backbone; accuracy: mean ± deviation "
+                f"over seeds.\n\n{table()}\n\n![Seconds of each system](speed.png)\n\n"
+                f"Machine: {results()[0]['processor']}, no GPU (on a GPU: not measured). "
                 f"Versions: {results()[0]['versions']}.\n")  # fmt: skip
-        TABLE.write_text(text, encoding="utf-8")
+        notes = HERE / "speed_notes.md"
+        TABLE.write_text(text + "\n" + notes.read_text(encoding="utf-8"), encoding="utf-8")
+        figure()
         print(table())

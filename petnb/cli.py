@@ -41,7 +41,8 @@ def read_data(
     root = Path(arguments.data)
     if any((folder / "annotations").is_dir() for folder in (root, root / "oxford-iiit-pet")):
         return ImageData.oxford_pets(root, valid=arguments.split or "official", **options)
-    options["valid"] = arguments.split or "stratified"
+    if arguments.split:
+        options["valid"] = arguments.split
     flat = not arguments.pattern and all(path.parent == root for path in image_files(root))
     if arguments.pattern or flat:
         return ImageData.from_name_re(root, arguments.pattern or PETS_PATTERN, **options)

@@ -602,8 +602,8 @@ def from_lists(
     worries = check_sides(items, vocab)
     for worry in worries:
         warnings.warn(worry, stacklevel=3)
-    told = {"notes": notes + dropped + worries, "left_out": left_out}
-    return ImageData(items, vocab, folder, seed=seed, **told, **settings)
+    notes += dropped + worries
+    return ImageData(items, vocab, folder, seed=seed, notes=notes, left_out=left_out, **settings)
 
 # %% ../nbs/00_data.ipynb #b547d60a
 class LineBar(tqdm):  # type: ignore[type-arg]

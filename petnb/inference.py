@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
-from .data import image_files, open_image, progress_bar
+from .data import image_files, open_image, progress_bar, to_rgb
 from .learner import Learner, default_device, get_preds, read_header, write_model
 from .model import create_classifier
 from .speed import FeatureExtractor, Precision, has_bfloat16
@@ -149,7 +149,7 @@ def as_image(
 ) -> Image.Image:  # In RGB
     "An image, upright, decoded if it is still a file. Raises `ValueError` for what is neither."
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, str | Path):
         return open_image(image)
     raise ValueError(f"a {type(image).__name__} is no image: give a path or a PIL image")

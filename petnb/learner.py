@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from . import speed
 from .data import ImageData, in_notebook, progress_bar
+from .frozen_part import FrozenPart, frozen_part, whole_body
 from .learning_body import LearningModel
 from .losses import FocalLoss, LabelSmoothing, Score, accuracy, macro_accuracy, mixing
 from .model import Classifier, HeadName, batch_norms, create_classifier, summary
@@ -113,18 +114,33 @@ class Fit:
     settings: Settings = field(default_factory=list)  # (rate, momentum) a group
     scores: dict[str, float] = field(default_factory=dict)  # Of the last validation
     stop: bool = False  # Set by a callback: this epoch was the last
-    learning: LearningModel | None = None  # Body and head as they learn, from the first step on
+    thawed: tuple[bool, ...] = ()  # Of each of the body's parameters, whether it learns
+    part: FrozenPart | None = None  # What of the body stands still, as long as `thawed` does
+    learning: LearningModel | None = None  # The rest and the head, from their first step on
+
+    def frozen_part(self) -> FrozenPart | None:
+        "What of the body stands still (chapter 02e); nothing, if images are mixed on the way."
+        model = self.learn.model
+        thawed = tuple(parameter.requires_grad for parameter in model.body.parameters())
+        if thawed != self.thawed:
+            size = self.size or self.learn.data.size
+            part = None if self.mix else frozen_part(model, size)
+            self.thawed, self.part, self.learning = thawed, part, None
+        return self.part
 
     @property
     def head_only(self) -> bool:
         "True if a frozen body's features are all that is trained on."
-        return self.mix is None and self.learn.model.is_frozen
+        part = self.frozen_part()
+        return part is not None and part.rest is None
 
-    def learning_model(self, images: Tensor) -> LearningModel:
-        "The model as it learns (chapter 02d); checked and measured on the first images."
+    def learning_model(self, inputs: Tensor) -> LearningModel:
+        "What learns (chapter 02d); checked and measured on its first inputs."
+        part, learn = self.frozen_part(), self.learn
         if self.learning is None:
-            self.learning = LearningModel(self.learn.model, images, self.learn.precision)
-            self.learn.choices["training"] = str(self.learning)
+            rest = part.rest if part else None
+            self.learning = LearningModel(learn.model, inputs, learn.precision, rest)
+            learn.choices["training"] = str(self.learning)
         return self.learning
 
     def tell(self, moment: str) -> None:
@@ -332,20 +348,21 @@ def training_batches(
     learn, batches = fit.learn, epoch_batches(fit.learn.data.train)
     view = epoch if fit.views is None else epoch % fit.views
     batches.set_epoch(epoch, view)
-    digest = speed.digest_of_weights(learn.model) if fit.head_only else ""
-    features = learn.features_key(learn.data.train, digest) if digest and fit.views else None
-    key = (features, view, fit.size) if features else None
-    if kept := learn.store.get(key) if key else None:
+    part = fit.frozen_part()
+    digest = part.digest() if part else ""
+    key = (learn.features_key(learn.data.train, digest), view, fit.size)
+    kept = learn.store.get(key) if part and fit.views else None
+    if kept:
         for positions in np.array_split(batches.order(epoch), len(batches)):
             yield kept[0][positions].to(learn.device), kept[1][positions].to(learn.device)
         return
     extractor, found = None, []
     for images, targets in timed(fit, learn.data.train):
         inputs = learn.prepare(images, fit.size)
-        if digest:
-            extractor = extractor or learn.feature_extractor(inputs, digest)
+        if part:
+            extractor = extractor or learn.feature_extractor(part, inputs, digest)
             inputs = extractor(inputs)
-        if key and learn.store.has_room(inputs, len(batches)):
+        if part and fit.views and learn.store.has_room(inputs, len(batches)):
             found.append((inputs.cpu(), targets))
         yield inputs, targets.to(learn.device)
     if found:
@@ -377,7 +394,7 @@ def in_order(
     return features, targets
 
 # %% ../nbs/03_learner.ipynb #bd233d3f
-MICRO_BATCH = 32  # Images that go through a learning body at once, on a CPU
+MICRO_BATCH = 24  # Images that go through a learning body at once, on a CPU
 
 
 def pieces(
@@ -404,7 +421,8 @@ def backward(
         inputs, targets = fit.mix(inputs, targets)
     size = len(inputs) if fit.head_only else pieces(learn, len(inputs))
     trained = learn.model.head if fit.head_only else fit.learning_model(inputs)
-    parts = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+    n_pieces = math.ceil(len(inputs) / size)
+    parts = zip(inputs.tensor_split(n_pieces), targets.tensor_split(n_pieces), strict=True)
     for some, wanted in parts:
         loss = learn.loss_func(trained(some), wanted) * (len(some) / fit.n_images)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -577,7 +595,8 @@ def get_preds(
 ) -> tuple[Tensor, Tensor]:  # Logits, n x classes, and targets, n; in the order of the loader
     "The model's scores for each image of a loader, on the CPU."
     learn.model.eval()
-    digest = speed.digest_of_weights(learn.model)
+    part = whole_body(learn.model)
+    digest = part.digest()
     key = (learn.features_key(loader, digest), epoch_batches(loader).view)
     if kept := learn.store.get(key):
         batches = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
@@ -585,7 +604,7 @@ def get_preds(
     extractor, logits, found, targets = None, [], [], []
     for images, expected in progress_bar(loader, "predicting"):
         prepared = learn.prepare(images)
-        extractor = extractor or learn.feature_extractor(prepared, digest)
+        extractor = extractor or learn.feature_extractor(part, prepared, digest)
         features = extractor(prepared)
         logits.append(learn.model.head(features).cpu())
         targets.append(expected)
@@ -637,7 +656,7 @@ class Learner:
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
         self.recorder, self.show_progress = Recorder(), show_progress
         self.precision, self.store = precision, speed.FeatureStore(cache_bytes)
-        self.extractor: tuple[str, speed.FeatureExtractor] | None = None  # By its weights' digest
+        self.extractors: dict[str, tuple[Any, speed.FeatureExtractor]] = {}  # By part of the body
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
@@ -654,17 +673,23 @@ class Learner:
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def feature_extractor(self, images: Tensor, digest: str) -> speed.FeatureExtractor:
-        "Computes what the head receives, with the weights of this digest; measured on images."
-        if self.extractor is None or self.extractor[0] != digest:
-            self.extractor = digest, speed.FeatureExtractor(self.model, images, self.precision)
-            self.choices["features"] = str(self.extractor[1].arithmetic)
-        return self.extractor[1]
+    def feature_extractor(
+        self, part: FrozenPart, images: Tensor, digest: str
+    ) -> speed.FeatureExtractor:
+        "Computes what follows a part that has this digest now; measured on images."
+        made_for, extractor = self.extractors.get(part.name, (None, None))
+        if extractor is None or made_for != (digest, self.precision):
+            extractor = speed.FeatureExtractor(part.module, images, self.precision, part.name)
+            self.extractors[part.name] = (digest, self.precision), extractor
+            what = "frozen part" if part.rest else "features"
+            self.choices[what] = str(extractor.arithmetic)
+        return extractor
 
     @property
     def chosen_precision(self) -> speed.Precision:
         "Of the features: what was measured, once it was; until then what was asked for."
-        return self.extractor[1].arithmetic.precision if self.extractor else self.precision
+        _, extractor = self.extractors.get(whole_body(self.model).name, (None, None))
+        return extractor.arithmetic.precision if extractor else self.precision
 
     def features_key(self, loader: DataLoader[Batch], digest: str) -> tuple[Any, ...]:
         "All that the features of a loader's images depend on, but for their view."

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import speed
 from .model import Classifier, batch_norms
-from .speed import Choice, conv_norm_pairs, has_bfloat16, relative_error, what_is_left
+from .speed import Choice, Features, conv_norm_pairs, has_bfloat16, relative_error
 
 # %% auto #0
 __all__ = ['FoldedConv', 'ClampInPlace', 'DepthwiseConv', 'slow_in_bfloat16', 'QuickFunctions', 'twin_of', 'folded_twin',
@@ -114,38 +114,40 @@ class QuickFunctions(TorchFunctionMode):
 
 # %% ../nbs/02d_learning_body.ipynb #9e5b177a
 def twin_of(
-    model: Classifier,  # Whose weights are shared, not copied
-) -> Classifier:
+    module: nn.Module,  # Whose weights are shared, not copied
+) -> nn.Module:
     "The same modules once more, around the same weights and statistics."
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
 
 
 def folded_twin(
-    model: Classifier,  # Whose body's statistics stay
+    module: nn.Module,  # From images to features; its batch norms' statistics stay
     images: Tensor,  # A few, normalised
-) -> tuple[Classifier, int]:  # A twin, and how many of its batch norms are folded
+) -> tuple[nn.Module, int]:  # A twin, and how many of its batch norms are folded
     "A twin whose batch norms are part of the convolutions before them, and go on learning."
-    twin = twin_of(model).eval()
-    pairs = conv_norm_pairs(twin.body, images)
-    names = {module: name for name, module in twin.body.named_modules()}
+    twin = twin_of(module)
+    with torch.random.fork_rng():
+        pairs = conv_norm_pairs(twin, images)
+    names = {inner: name for name, inner in twin.named_modules()}
     for conv, norm in pairs:
-        twin.body.set_submodule(names[norm], what_is_left(norm))
-        twin.body.set_submodule(names[conv], FoldedConv(conv, norm))
-    learnt = [parameter for parameter in model.body.parameters() if parameter.requires_grad]
-    if relative_error(gradient(twin, learnt, images), gradient(model, learnt, images)) < 1e-2:
+        twin.set_submodule(names[norm], speed.what_is_left(norm))
+        twin.set_submodule(names[conv], FoldedConv(conv, norm))
+    if relative_error(gradient(twin, module, images), gradient(module, module, images)) < 1e-2:
         return twin, len(pairs)
-    return twin_of(model), 0
+    return twin_of(module), 0
 
 
 def gradient(
-    model: Classifier,  # In either mode; it is left in evaluation mode
-    learnt: list[nn.Parameter],  # By which to derive
+    module: nn.Module,  # From images to features
+    original: nn.Module,  # By whose weights to derive
     images: Tensor,  # A few, normalised
-) -> Tensor:  # One long row: the features' mean square, derived by each weight
+) -> Tensor:  # One long row: the features' mean square, and its derivative by each weight
     "What going back through the body gives; nothing is written to the weights' own gradients."
-    with torch.enable_grad(), QuickFunctions():
-        length = model.eval().features(images).square().mean()
+    learnt = [parameter for parameter in original.parameters() if parameter.requires_grad]
+    with torch.enable_grad(), torch.random.fork_rng(), QuickFunctions():
+        torch.manual_seed(0)  # The same dropout for the module and its twin
+        length = module(images).square().mean()
         found = torch.autograd.grad(length, learnt, allow_unused=True) if learnt else ()
     return torch.cat([length.detach().view(1), *(g.flatten() for g in found if g is not None)])
 
@@ -155,16 +157,18 @@ class LearningModel:
 
     def __init__(
         self,
-        model: Classifier,  # Whose weights learn
+        model: Classifier,  # Whose weights learn, in the mode in which they do
         images: Tensor,  # A batch, normalised, to check and to measure with; eight are enough
         precision: speed.Precision = "auto",  # "auto": measured
+        part: nn.Module | None = None,  # What of the body takes these images; None: all of it
     ):
-        self.device, training = images.device.type, model.training
-        few = images[:2]
-        moves = any(norm.training for norm in batch_norms(model.body))
-        self.twin, self.n_folded = (twin_of(model), 0) if moves else folded_twin(model, few)
-        model.train(training)
-        self.twin.train(training)
+        module = part or Features(model)
+        self.device, self.head = images.device.type, model.head
+        self.architecture = model.architecture
+        self.moves = any(norm.training for norm in batch_norms(module))
+        self.twin, self.n_folded = twin_of(module), 0
+        if not self.moves:
+            self.twin, self.n_folded = folded_twin(module, images[:2])
         self.precision, self.reason = (
             self.measured(images[:8]) if precision == "auto" else (precision, "as asked for")
         )
@@ -174,8 +178,8 @@ class LearningModel:
 
     def measured(self, images: Tensor) -> Choice:
         "The choice for this architecture, size and freezing, timed at the first time of asking."
-        twin, n_learnt = self.twin, sum(p.requires_grad for p in self.twin.parameters())
-        key = (twin.architecture, n_learnt, *images.shape[1:], images.device, twin.train_bn)
+        n_learnt = sum(p.requires_grad for p in self.twin.parameters())
+        key = (self.architecture, n_learnt, *images.shape[1:], images.device, self.moves)
         if key not in _decided:
             _decided[key] = self.timed(images)
         return _decided[key]
@@ -184,27 +188,30 @@ class LearningModel:
         "Forward and backward in both precisions."
         if not has_bfloat16(images.device):
             return "float32", f"no native bfloat16 on this {images.device.type}"
-        learnt = [parameter for parameter in self.twin.parameters() if parameter.requires_grad]
+        parameters = dict.fromkeys([*self.twin.parameters(), *self.head.parameters()])
+        learnt = [parameter for parameter in parameters if parameter.requires_grad]
 
         def step(precision: Literal["float32", "bfloat16"]) -> None:
             self.precision = precision
             torch.autograd.grad(self(images).square().mean(), learnt, allow_unused=True)
 
-        statistics = [buffer.clone() for buffer in self.twin.buffers()]
+        buffers = [*self.twin.buffers(), *self.head.buffers()]
+        statistics = [buffer.clone() for buffer in buffers]
         with torch.random.fork_rng(), torch.enable_grad():
             ways = (partial(step, "float32"), partial(step, "bfloat16"))
             choice = speed.quicker(*ways, len(images))
-        for buffer, before in zip(self.twin.buffers(), statistics, strict=True):
+        for buffer, before in zip(buffers, statistics, strict=True):
             buffer.copy_(before)
         return choice
 
     def __call__(
         self,
         images: Tensor,  # n x 3 x h x w, normalised
-    ) -> Tensor:  # Logits, n x classes, in float32
+    ) -> Tensor:  # Logits, n x classes; the head works in float32
         short = self.precision == "bfloat16"
         with QuickFunctions(), torch.autocast(self.device, torch.bfloat16, enabled=short):
-            return self.twin(images).float()  # type: ignore[no-any-return]
+            features = self.twin(images)
+        return self.head(features.float())  # type: ignore[no-any-return]
 
 
 _decided: dict[tuple[Any, ...], Choice] = {}

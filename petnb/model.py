@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['LITE0', 'LITE0_SHA256', 'HeadName', 'packaged_weights', 'linear_head', 'ConcatPool', 'fastai_head', 'blocks_in_order',
-           'classifier_name', 'body_depths', 'cut_depths', 'batch_norms', 'Classifier', 'feature_map',
+           'classifier_name', 'body_depths', 'cut_depths', 'batch_norms', 'Classifier', 'features_of', 'feature_map',
            'create_classifier', 'freeze_to', 'batch_norm_parameters', 'group_names', 'summary']
 
 # %% ../nbs/02_model.ipynb #2ad5d309
@@ -180,11 +180,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         "What the head receives: pooled by timm for the linear head, a feature map for fastai's."
-        body: Any = self.body
-        found = body.forward_features(images)
-        if self.head_name == "linear":
-            return body.forward_head(found, pre_logits=True)  # type: ignore[no-any-return]
-        return feature_map(found, body)
+        return features_of(self.body, self.head_name, images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # type: ignore[no-any-return]
@@ -212,6 +208,18 @@ class Classifier(nn.Module):
         return self
 
 # %% ../nbs/02_model.ipynb #9fcfc045
+def features_of(
+    body: Any,  # A timm model without its classifier
+    head: HeadName,  # Kind of head that will receive them
+    images: Tensor,  # n x 3 x h x w, normalised
+) -> Tensor:  # n x features, or n x channels x height x width
+    "Run the body, and pool what it gives if the head is linear."
+    found = body.forward_features(images)
+    if head == "linear":
+        return body.forward_head(found, pre_logits=True)  # type: ignore[no-any-return]
+    return feature_map(found, body)
+
+
 def feature_map(
     features: Any,  # What a timm body's forward_features gives
     body: Any,  # That body

@@ -24,14 +24,14 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from .model import Classifier
+from .model import Classifier, features_of
 
 # %% auto #0
 __all__ = ['CONVOLUTIONS', 'ACTIVATIONS', 'Precision', 'Choice', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'DEFAULTS',
            'followed_by', 'conv_norm_pairs', 'what_is_left', 'fold_batch_norms', 'relative_error', 'EvenlyPadded',
            'pad_evenly', 'ActivatedConvolution', 'ConvActivation', 'fuse_activations', 'has_bfloat16', 'seconds',
-           'quicker', 'Arithmetic', 'choose_precision', 'FeatureExtractor', 'digest_of_weights', 'FeatureStore',
-           'keep_pages']
+           'quicker', 'Arithmetic', 'choose_precision', 'Features', 'FeatureExtractor', 'digest_of_weights',
+           'FeatureStore', 'keep_pages']
 
 # %% ../nbs/02c_speed.ipynb #911df1d3
 def followed_by(
@@ -83,11 +83,13 @@ def what_is_left(
 
 
 def fold_batch_norms(
-    body: nn.Module,  # In evaluation mode; it is left as it is
+    body: nn.Module,  # In either mode; it is left as it is
     images: Tensor,  # A batch that it takes
-) -> tuple[nn.Module, int]:  # A copy, and how many batch norms became part of a convolution
+) -> tuple[nn.Module, int]:  # A copy to evaluate with, and how many batch norms were folded
     "Fold batch norms into convolutions; where the outcome differs, the copy is left unfolded."
-    folded = copy.deepcopy(body)
+    folded = copy.deepcopy(body).eval()
+    with torch.no_grad():
+        expected = folded(images)
     pairs = conv_norm_pairs(folded, images)
     names = {module: name for name, module in folded.named_modules()}
     for conv, norm in pairs:
@@ -99,8 +101,8 @@ def fold_batch_norms(
         )
         folded.set_submodule(names[norm], what_is_left(norm))
     with torch.no_grad():
-        same = relative_error(folded(images), body(images)) < 1e-4
-    return (folded, len(pairs)) if same else (copy.deepcopy(body), 0)
+        same = relative_error(folded(images), expected) < 1e-4
+    return (folded, len(pairs)) if same else (copy.deepcopy(body).eval(), 0)
 
 
 def relative_error(
@@ -291,23 +293,38 @@ def choose_precision(
     return (chosen if error < 0.05 else "float32"), f"{reason}, difference {error:.1%}"
 
 # %% ../nbs/02c_speed.ipynb #5cf7684d
+class Features(nn.Module):
+    "From images to what a classifier's head receives: its body, as a module that has no head."
+
+    def __init__(
+        self,
+        model: Classifier,  # Whose body; shared, not copied
+    ):
+        super().__init__()
+        self.body, self.head_name = model.body, model.head_name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return features_of(self.body, self.head_name, images)
+
+
 class FeatureExtractor:
     "The features of a classifier's body, in the cheapest way; a copy, which does not follow it."
 
     def __init__(
         self,
-        model: Classifier,  # Its weights are copied
-        images: Tensor,  # A batch, normalised, to measure with; its first eight are enough
+        model: nn.Module,  # A classifier, whose body is copied; or a part of a body
+        images: Tensor,  # A batch for it, to measure with; the first eight are enough
         precision: Precision = "auto",  # "auto": measured
+        name: str = "",  # Of a part: under which the choice is remembered
     ):
-        few, was_training = images[:2], model.training
-        body, n_folded = fold_batch_norms(model.eval().body, few)
-        self.copy = copy.deepcopy(model, {id(model.body): body})  # With this in the body's place
-        model.train(was_training)
-        for parameter in self.copy.parameters():
-            parameter.requires_grad_(False)
-        pad_evenly(body.to(memory_format=torch.channels_last))
-        n_fused = fuse_activations(body, few) if images.device.type == "cpu" else 0
+        few = images[:2]
+        if isinstance(model, Classifier):
+            name = model.architecture
+            model = Features(model)
+        self.name, (self.copy, n_folded) = name, fold_batch_norms(model, few)
+        self.copy.requires_grad_(False).to(memory_format=torch.channels_last)
+        pad_evenly(self.copy)
+        n_fused = fuse_activations(self.copy, few) if images.device.type == "cpu" else 0
         if precision == "auto":
             chosen, reason = self.measured(images[:8])
         else:
@@ -318,11 +335,11 @@ class FeatureExtractor:
 
     def measured(self, images: Tensor) -> Choice:
         "The choice for this architecture and size, timed at the first time of asking."
-        key = (self.copy.architecture, *images.shape[1:], images.device, torch.get_num_threads())
+        key = (self.name, *images.shape[1:], images.device, torch.get_num_threads())
         if key not in _decided:
             short = copy.deepcopy(self.copy).bfloat16()
             _decided[key] = choose_precision(
-                self.copy.features, lambda batch: short.features(batch.bfloat16()), images
+                self.copy, lambda batch: short(batch.bfloat16()), images
             )
         return _decided[key]
 
@@ -331,16 +348,19 @@ class FeatureExtractor:
         self,
         images: Tensor,  # n x 3 x h x w, normalised
     ) -> Tensor:  # What the head receives, in float32
-        return self.copy.features(images.to(self.dtype)).float()
+        return self.copy(images.to(self.dtype)).float()  # type: ignore[no-any-return]
 
 # %% ../nbs/02c_speed.ipynb #5285cdba
 def digest_of_weights(
-    model: Classifier,  # Whose body
+    model: nn.Module,  # A classifier, of which only the body counts; or a part of a body
+    name: str = "",  # Of a part: what its weights do not say
 ) -> str:  # 32 hexadecimal digits
-    "A fingerprint of all weights and statistics of the body."
-    digest = hashlib.blake2b(model.architecture.encode() + model.head_name.encode(), digest_size=16)
-    for name, tensor in model.body.state_dict().items():
-        digest.update(name.encode())
+    "A fingerprint of all weights and statistics."
+    if isinstance(model, Classifier):
+        return digest_of_weights(Features(model), f"{model.architecture}{model.head_name}")
+    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 

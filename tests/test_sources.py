@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,14 @@ from petnb.sources import (
 BREEDS = ("Bombay", "beagle", "pug")
 LISTED = [f"{breed}_{number}.jpg" for breed in BREEDS for number in range(10)]
 LABELS = [name.split("_")[0] for name in LISTED]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files_are_fine() -> Iterator[None]:
+    """Names and sides are tested here, on files that are empty or on no disk at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("petnb.data.glance", lambda path: None)
+        yield
 
 
 def listed(**options: Any) -> ImageData:

@@ -276,7 +276,7 @@ def change_size(learn: Learner) -> None:
 
 
 def change_precision(learn: Learner) -> None:
-    learn.precision, learn.extractor = "bfloat16", None
+    learn.precision = "bfloat16"
 
 
 @pytest.mark.parametrize(

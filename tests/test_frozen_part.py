@@ -1,0 +1,157 @@
+"""What stands still is computed once, and learning goes on as if it were computed each time."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_speed import FAMILIES, images_for, learner, same, shake_statistics
+from torch import Tensor, nn
+
+from petnb.callbacks import ProgressiveResizing
+from petnb.data import ImageData
+from petnb.frozen_part import frozen_part, whole_body
+from petnb.learner import Learner
+from petnb.model import Classifier, create_classifier, freeze_to
+from petnb.speed import FeatureExtractor, relative_error
+
+CUT = {"resnet18", "tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224"}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    """100 training images in four batches."""
+    return ImageData.drawn_pets(images_per_breed=12, pixels=128, size=64, batch_size=25, workers=0)
+
+
+def thawed(data: ImageData, n: int = 1, **options: Any) -> Learner:
+    learn = learner(data, **options)
+    learn.freeze_to(n)
+    return learn
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_parts_make_up_the_body(name: str) -> None:
+    model = create_classifier(name, 3, pretrained=False, train_bn=False)
+    shake_statistics(model.body)
+    freeze_to(model, 1)
+    model.train()
+    images = images_for(model)
+    part = frozen_part(model, images.shape[-1])
+    assert part is not None or name not in CUT
+    if part is None:
+        return
+    assert part.rest is not None
+    with torch.no_grad():
+        assert relative_error(part.rest(part.module(images)), model.features(images)) < 1e-5
+    assert not any(parameter.requires_grad for parameter in part.module.parameters())
+    learnt = {id(p) for p in part.rest.parameters() if p.requires_grad}
+    assert learnt == {id(parameter) for parameter in model.groups()[1]}
+
+
+def test_all_or_nothing() -> None:
+    model = create_classifier("resnet18", 3, pretrained=False, train_bn=False)
+    freeze_to(model, 0)
+    assert frozen_part(model, 64) is None
+    freeze_to(model, -1)
+    part = frozen_part(model, 64)
+    assert part is not None
+    assert part.rest is None
+    assert part.digest() == whole_body(model).digest()
+    drifting = create_classifier("resnet18", 3, pretrained=False, train_bn=True)
+    freeze_to(drifting, 1)
+    assert frozen_part(drifting, 64) is None
+
+
+def test_a_part_that_rolls_dice_does_not_stand_still() -> None:
+    model = create_classifier("resnet18", 3, pretrained=False, train_bn=False)
+    freeze_to(model, 1)
+    model.body.act1 = nn.Sequential(model.body.act1, nn.Dropout(0.5))
+    assert frozen_part(model.eval(), 64) is not None
+    assert frozen_part(model.train(), 64) is None
+
+
+def test_a_body_without_a_graph_is_left_whole() -> None:
+    class Asks(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images if images.sum() > 0 else images.clone()
+
+    model: Classifier = create_classifier("resnet18", 3, pretrained=False, train_bn=False)
+    freeze_to(model, 1)
+    model.body.act1 = Asks()
+    assert frozen_part(model, 64) is None
+
+
+def test_the_caller_s_dice_are_left_alone() -> None:
+    model = create_classifier("resnet18", 3, pretrained=False, train_bn=False)
+    freeze_to(model, 1)
+    before = torch.get_rng_state()
+    frozen_part(model, 64)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_as_many_views_as_epochs_are_fresh_views(data: ImageData) -> None:
+    """The same weights, to the bit, with what stands still kept or computed each time."""
+    fresh, kept, nothing_kept = thawed(data), thawed(data), thawed(data, cache_bytes=0)
+    fresh.fit(2, 1e-3)
+    kept.fit(2, 1e-3, views=2)
+    nothing_kept.fit(2, 1e-3, views=2)
+    assert same(fresh, kept)
+    assert same(fresh, nothing_kept)
+
+
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the images that any extractor gets from now on."""
+    shapes: list[tuple[int, ...]] = []
+    original = FeatureExtractor.__call__
+
+    def count(self: FeatureExtractor, images: Tensor) -> Tensor:
+        if ":" in self.name:
+            shapes.append(tuple(images.shape))
+        return original(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", count)
+    return shapes
+
+
+def test_what_stands_still_is_computed_once(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = computed(monkeypatch)
+    learn = thawed(data)
+    learn.fit(3, 1e-3, views=1)
+    assert sum(shape[0] for shape in shapes) == 100
+    assert "frozen part" in learn.choices
+    learn.fit(1, 1e-3, views=1)
+    assert sum(shape[0] for shape in shapes) == 100
+
+
+def test_a_change_of_a_frozen_weight_is_noticed(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = computed(monkeypatch)
+    learn = thawed(data)
+    learn.fit(1, 1e-3, views=1)
+    with torch.no_grad():
+        next(learn.model.body.parameters()).data[0] += 0.01
+    learn.fit(1, 1e-3, views=1)
+    assert sum(shape[0] for shape in shapes) == 200
+
+
+@pytest.mark.parametrize(
+    "options", [{"mixup": 0.4}, {"callbacks": [ProgressiveResizing(32)]}, {"accumulate": 50}]
+)
+def test_with_other_options(data: ImageData, options: dict[str, Any]) -> None:
+    learn = thawed(data)
+    early = [parameter.clone() for parameter in learn.groups[0]]
+    late = [parameter.clone() for parameter in learn.groups[1]]
+    learn.fit(2, 1e-3, **options)
+    assert all(torch.equal(*pair) for pair in zip(early, learn.groups[0], strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(late, learn.groups[1], strict=True))
+
+
+def test_the_finder_leaves_no_trace(data: ImageData) -> None:
+    plain, searched = thawed(data), thawed(data)
+    searched.lr_find(n_steps=10)
+    for learn in (plain, searched):
+        learn.fit(1, 1e-3)
+    assert same(plain, searched)
