@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import speed
-from .model import Classifier, batch_norms
-from .speed import Choice, Features, conv_norm_pairs, has_bfloat16, relative_error
+from .model import Classifier, Features, batch_norms
+from .speed import Choice, conv_norm_pairs, has_bfloat16, relative_error
 
 # %% auto #0
 __all__ = ['FoldedConv', 'ClampInPlace', 'DepthwiseConv', 'slow_in_bfloat16', 'QuickFunctions', 'twin_of', 'folded_twin',
@@ -33,8 +33,8 @@ class FoldedConv(nn.Module):
     ):
         super().__init__()
         self.conv, self.norm = conv, norm
-        self.worn = copy.copy(conv)  # The same convolution, which puts on other weights
-        self.worn._parameters = {}
+        self.worn = copy.copy(conv)  # The same one; it puts on new weights at each step
+        self.worn._parameters = {}  # So that a plain tensor can take the place of its weight
 
     def forward(self, images: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
@@ -98,7 +98,7 @@ def slow_in_bfloat16(
 
 # %% ../nbs/02d_learning_body.ipynb #488b3246
 class QuickFunctions(TorchFunctionMode):
-    "While this is on, ReLU6 keeps one tensor, and bfloat16 is left where it is slow."
+    "While on, an in-place ReLU6 keeps one tensor; slow depthwise ones go back in float32."
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
@@ -112,7 +112,7 @@ class QuickFunctions(TorchFunctionMode):
                 return DepthwiseConv.apply(images, weight, bias, *geometry)
         return function(*arguments, **(keywords or {}))
 
-# %% ../nbs/02d_learning_body.ipynb #9e5b177a
+# %% ../nbs/02d_learning_body.ipynb #78ef9bb1
 def twin_of(
     module: nn.Module,  # Whose weights are shared, not copied
 ) -> nn.Module:
@@ -133,7 +133,9 @@ def folded_twin(
     for conv, norm in pairs:
         twin.set_submodule(names[norm], speed.what_is_left(norm))
         twin.set_submodule(names[conv], FoldedConv(conv, norm))
-    if relative_error(gradient(twin, module, images), gradient(module, module, images)) < 1e-2:
+    with QuickFunctions():
+        found = gradient(twin, module, images)
+    if relative_error(found, gradient(module, module, images)) < 1e-2:
         return twin, len(pairs)
     return twin_of(module), 0
 
@@ -145,24 +147,28 @@ def gradient(
 ) -> Tensor:  # One long row: the features' mean square, and its derivative by each weight
     "What going back through the body gives; nothing is written to the weights' own gradients."
     learnt = [parameter for parameter in original.parameters() if parameter.requires_grad]
-    with torch.enable_grad(), torch.random.fork_rng(), QuickFunctions():
+    with torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(0)  # The same dropout for the module and its twin
         length = module(images).square().mean()
-        found = torch.autograd.grad(length, learnt, allow_unused=True) if learnt else ()
-    return torch.cat([length.detach().view(1), *(g.flatten() for g in found if g is not None)])
+        found = (
+            torch.autograd.grad(length, learnt, allow_unused=True, materialize_grads=True)
+            if learnt
+            else ()
+        )
+    return torch.cat([length.detach().view(1), *(one.flatten() for one in found)])
 
-# %% ../nbs/02d_learning_body.ipynb #78ef9bb1
+# %% ../nbs/02d_learning_body.ipynb #c4c0b7dc
 class LearningModel:
-    "From images to logits, with gradients, in the cheapest way that was found to be right."
+    "From images to logits, with gradients, in the cheapest way; for as long as the mode stays."
 
     def __init__(
         self,
         model: Classifier,  # Whose weights learn, in the mode in which they do
         images: Tensor,  # A batch, normalised, to check and to measure with; eight are enough
         precision: speed.Precision = "auto",  # "auto": measured
-        part: nn.Module | None = None,  # What of the body takes these images; None: all of it
+        part: nn.Module | None = None,  # What of the body takes this batch (02e); None: all of it
     ):
-        module = part or Features(model)
+        module = Features(model) if part is None else part
         self.device, self.head = images.device.type, model.head
         self.architecture = model.architecture
         self.moves = any(norm.training for norm in batch_norms(module))

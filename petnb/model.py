@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['LITE0', 'LITE0_SHA256', 'HeadName', 'packaged_weights', 'linear_head', 'ConcatPool', 'fastai_head', 'blocks_in_order',
-           'classifier_name', 'body_depths', 'cut_depths', 'batch_norms', 'Classifier', 'features_of', 'feature_map',
-           'create_classifier', 'freeze_to', 'batch_norm_parameters', 'group_names', 'summary']
+           'classifier_name', 'body_depths', 'cut_depths', 'batch_norms', 'Classifier', 'features_of', 'Features',
+           'feature_map', 'create_classifier', 'freeze_to', 'batch_norm_parameters', 'group_names', 'summary']
 
 # %% ../nbs/02_model.ipynb #2ad5d309
 LITE0 = "tf_efficientnet_lite0"
@@ -218,6 +218,20 @@ def features_of(
     if head == "linear":
         return body.forward_head(found, pre_logits=True)  # type: ignore[no-any-return]
     return feature_map(found, body)
+
+
+class Features(nn.Module):
+    "From images to what a classifier's head receives: its body, as a module that has no head."
+
+    def __init__(
+        self,
+        model: Classifier,  # Whose body; shared, not copied
+    ):
+        super().__init__()
+        self.body, self.head_name = model.body, model.head_name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return features_of(self.body, self.head_name, images)
 
 
 def feature_map(

@@ -24,14 +24,14 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from .model import Classifier, features_of
+from .model import Classifier, Features
 
 # %% auto #0
 __all__ = ['CONVOLUTIONS', 'ACTIVATIONS', 'Precision', 'Choice', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'DEFAULTS',
            'followed_by', 'conv_norm_pairs', 'what_is_left', 'fold_batch_norms', 'relative_error', 'EvenlyPadded',
-           'pad_evenly', 'ActivatedConvolution', 'ConvActivation', 'fuse_activations', 'has_bfloat16', 'seconds',
-           'quicker', 'Arithmetic', 'choose_precision', 'Features', 'FeatureExtractor', 'digest_of_weights',
-           'FeatureStore', 'keep_pages']
+           'pad_evenly', 'ActivatedConvolution', 'ConvActivation', 'fuse_activations', 'has_convolution_library',
+           'has_bfloat16', 'seconds', 'quicker', 'Arithmetic', 'choose_precision', 'FeatureExtractor',
+           'digest_of_weights', 'FeatureStore', 'keep_pages']
 
 # %% ../nbs/02c_speed.ipynb #911df1d3
 def followed_by(
@@ -43,12 +43,17 @@ def followed_by(
     "Modules whose output goes straight into a module of other kinds, and that run once."
     made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # Tensors are held, so that ids stay theirs
     pairs: list[tuple[nn.Module, nn.Module]] = []
+    runs: Counter[nn.Module] = Counter()
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        taken = id(inputs[0]) if inputs else 0
         if isinstance(module, first):
             made_by[id(output)] = (module, output)
-        elif isinstance(module, then) and id(inputs[0]) in made_by:
-            pairs.append((made_by[id(inputs[0])][0], module))
+            runs[module] += 1
+        elif isinstance(module, then) and taken in made_by:
+            pairs.append((made_by[taken][0], module))
+        elif not isinstance(module, nn.Identity) and not any(module.children()):
+            made_by.pop(taken, None)  # It may have been changed in place
 
     handles = [module.register_forward_hook(watch) for module in body.modules()]
     try:
@@ -57,8 +62,7 @@ def followed_by(
     finally:
         for handle in handles:
             handle.remove()
-    used = Counter(one for one, _ in pairs)
-    return [(one, other) for one, other in pairs if used[one] == 1]
+    return [(one, other) for one, other in pairs if runs[one] == 1]
 
 
 def conv_norm_pairs(
@@ -119,7 +123,7 @@ class EvenlyPadded(nn.Module):
 
     def __init__(
         self,
-        conv: Conv2dSame,  # timm's; its filters do not skip pixels
+        conv: Conv2dSame,  # timm's, without dilation
     ):
         super().__init__()
         self.conv = conv
@@ -222,13 +226,22 @@ def fuse_activations(
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+def has_convolution_library(
+    device: torch.device,  # Where the model is
+) -> bool:
+    "Whether convolutions are oneDNN's."
+    if device.type != "cpu":
+        return False
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 def has_bfloat16(
     device: torch.device,  # Where the model is
 ) -> bool:
     "Whether the device multiplies bfloat16 natively, rather than by converting to float32."
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
+    if has_convolution_library(device):
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
 
@@ -284,29 +297,18 @@ def choose_precision(
     float32: Callable[[Tensor], Tensor],  # From images to features, exactly
     bfloat16: Callable[[Tensor], Tensor],  # The same in shorter numbers
     images: Tensor,  # A batch, normalised
+    key: Any = None,  # Under which to remember what is quicker; None: time it now
 ) -> Choice:
-    "Time both; take bfloat16 if it is a tenth faster and agrees within 5 %."
+    "Take bfloat16 if it is a tenth faster, timed once a key, and agrees within 5 %."
     if not has_bfloat16(images.device):
         return "float32", f"no native bfloat16 on this {images.device.type}"
     error = relative_error(bfloat16(images), float32(images))
-    chosen, reason = quicker(partial(float32, images), partial(bfloat16, images), len(images))
+    if key is None or key not in _decided:
+        _decided[key] = quicker(partial(float32, images), partial(bfloat16, images), len(images))
+    chosen, reason = _decided[key]
     return (chosen if error < 0.05 else "float32"), f"{reason}, difference {error:.1%}"
 
 # %% ../nbs/02c_speed.ipynb #5cf7684d
-class Features(nn.Module):
-    "From images to what a classifier's head receives: its body, as a module that has no head."
-
-    def __init__(
-        self,
-        model: Classifier,  # Whose body; shared, not copied
-    ):
-        super().__init__()
-        self.body, self.head_name = model.body, model.head_name
-
-    def forward(self, images: Tensor) -> Tensor:
-        return features_of(self.body, self.head_name, images)
-
-
 class FeatureExtractor:
     "The features of a classifier's body, in the cheapest way; a copy, which does not follow it."
 
@@ -324,7 +326,8 @@ class FeatureExtractor:
         self.name, (self.copy, n_folded) = name, fold_batch_norms(model, few)
         self.copy.requires_grad_(False).to(memory_format=torch.channels_last)
         pad_evenly(self.copy)
-        n_fused = fuse_activations(self.copy, few) if images.device.type == "cpu" else 0
+        library = has_convolution_library(images.device)
+        n_fused = fuse_activations(self.copy, few) if library else 0
         if precision == "auto":
             chosen, reason = self.measured(images[:8])
         else:
@@ -334,14 +337,12 @@ class FeatureExtractor:
         self.arithmetic = Arithmetic(chosen, n_folded, n_fused, reason)
 
     def measured(self, images: Tensor) -> Choice:
-        "The choice for this architecture and size, timed at the first time of asking."
+        "The choice; timed once for an architecture and size, and compared each time."
         key = (self.name, *images.shape[1:], images.device, torch.get_num_threads())
-        if key not in _decided:
-            short = copy.deepcopy(self.copy).bfloat16()
-            _decided[key] = choose_precision(
-                self.copy, lambda batch: short(batch.bfloat16()), images
-            )
-        return _decided[key]
+        short = copy.deepcopy(self.copy).bfloat16()
+        with torch.no_grad():
+            ways = (self.copy, lambda batch: short(batch.bfloat16()))
+            return choose_precision(*ways, images, key)
 
     @torch.no_grad()
     def __call__(
@@ -393,9 +394,9 @@ class FeatureStore:
     def put(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
         "Keep these, if they fit into the budget at all."
         size = sum(tensor.nbytes for tensor in tensors)
+        self.used -= sum(tensor.nbytes for tensor in self.kept.pop(key, ()))
         if size > self.budget:
             return
-        self.used -= sum(tensor.nbytes for tensor in self.kept.pop(key, ()))
         self.kept[key] = tensors
         self.used += size
         while self.used > self.budget:

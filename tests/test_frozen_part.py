@@ -41,8 +41,11 @@ def test_the_parts_make_up_the_body(name: str) -> None:
     if part is None:
         return
     assert part.rest is not None
-    with torch.no_grad():
-        assert relative_error(part.rest(part.module(images)), model.features(images)) < 1e-5
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        expected = model.features(images)
+        torch.manual_seed(3)
+        assert relative_error(part.rest(part.module(images)), expected) < 1e-5
     assert not any(parameter.requires_grad for parameter in part.module.parameters())
     learnt = {id(p) for p in part.rest.parameters() if p.requires_grad}
     assert learnt == {id(parameter) for parameter in model.groups()[1]}
@@ -68,6 +71,25 @@ def test_a_part_that_rolls_dice_does_not_stand_still() -> None:
     model.body.act1 = nn.Sequential(model.body.act1, nn.Dropout(0.5))
     assert frozen_part(model.eval(), 64) is not None
     assert frozen_part(model.train(), 64) is None
+
+
+def test_dice_in_the_rest_are_no_obstacle() -> None:
+    model = create_classifier("resnet18", 3, pretrained=False, train_bn=False)
+    freeze_to(model, 1)
+    model.body.layer4 = nn.Sequential(model.body.layer4, nn.Dropout(0.5))
+    assert frozen_part(model.train(), 64) is not None
+
+
+def test_a_feature_map_for_fastai_s_head() -> None:
+    model = create_classifier("resnet18", 3, head="fastai", pretrained=False, train_bn=False)
+    freeze_to(model, 1)
+    part = frozen_part(model.train(), 64)
+    assert part is not None
+    assert part.rest is not None
+    images = images_for(model)
+    with torch.no_grad():
+        found = part.rest(part.module(images))
+        assert relative_error(found, model.features(images)) < 1e-5
 
 
 def test_a_body_without_a_graph_is_left_whole() -> None:

@@ -128,6 +128,19 @@ def test_what_cannot_be_folded_is_left_alone(make: Callable[[], nn.Module]) -> N
         assert torch.equal(folded(images), body(images))
 
 
+def test_a_change_in_place_ends_a_pair() -> None:
+    """A batch norm behind an in-place activation is not straight behind the convolution."""
+    pair = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+    apart = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(3))
+    body = nn.Sequential(pair, apart).eval()
+    shake_statistics(body)
+    images = torch.randn(2, 3, 8, 8)
+    folded, n = fold_batch_norms(body, images)
+    assert n == 1
+    with torch.no_grad():
+        assert relative_error(folded(images), body(images)) < 1e-5
+
+
 def test_pairs_are_found_in_the_order_of_use() -> None:
     class Reversed(nn.Module):
         def __init__(self) -> None:
@@ -164,6 +177,17 @@ def test_inexact_bfloat16_is_refused_however_fast(monkeypatch: pytest.MonkeyPatc
 
     assert choose_precision(exact, wrong, torch.ones(2, 3))[0] == "float32"
     assert choose_precision(exact, right, torch.ones(2, 3))[0] == "bfloat16"
+
+
+def test_time_is_remembered_but_not_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("petnb.speed.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("petnb.speed.seconds", lambda *ways, repeats: [1.0, 0.1])
+    one, key = torch.ones(2, 3), object()
+    same: Callable[[Tensor], Tensor] = torch.clone
+    assert choose_precision(same, same, one, key)[0] == "bfloat16"
+    monkeypatch.delattr("petnb.speed.seconds")
+    assert choose_precision(same, same, one, key)[0] == "bfloat16"
+    assert choose_precision(same, lambda images: 2 * images, one, key)[0] == "float32"
 
 
 def test_without_native_bfloat16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from petnb.callbacks import CSVLogger, EarlyStopping, SaveModel, WeightAverage
 from petnb.data import ImageData
-from petnb.learner import Callback, Fit, Learner, NonFiniteError, pieces, vision_learner
+from petnb.learner import (
+    MICRO_BATCH,
+    Callback,
+    Fit,
+    Learner,
+    NonFiniteError,
+    pieces,
+    vision_learner,
+)
 from petnb.losses import FocalLoss, LabelSmoothing, class_weights, mixing
 from petnb.optimizers import OPTIMIZERS, create_optimizer, optimizer_maker, set_rates
 
@@ -342,12 +350,12 @@ def test_a_batch_in_pieces_has_the_same_gradient(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, 16),
-        ({"loss_func": LabelSmoothing()}, 16),
-        ({"loss_func": LabelSmoothing(weight=torch.ones(10))}, 20),
-        ({"loss_func": lambda logits, targets: logits.std()}, 20),
-        ({"train_bn": True}, 20),
-        ({"head": "fastai"}, 20),
+        ({}, MICRO_BATCH),
+        ({"loss_func": LabelSmoothing()}, MICRO_BATCH),
+        ({"loss_func": LabelSmoothing(weight=torch.ones(10))}, 100),
+        ({"loss_func": lambda logits, targets: logits.std()}, 100),
+        ({"train_bn": True}, 100),
+        ({"head": "fastai"}, 100),
     ],
 )
 def test_what_ties_images_together_stays_together(
@@ -356,4 +364,4 @@ def test_what_ties_images_together_stays_together(
     learn = vision_learner(data, show_progress=False, **options)
     learn.unfreeze()
     learn.model.train()
-    assert pieces(learn, 20) == expected
+    assert pieces(learn, 100) == expected
