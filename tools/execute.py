@@ -22,7 +22,7 @@ from nbdev.config import get_config
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-LARGEST = 95_000  # bytes of one figure
+LARGEST = 50_000  # bytes of one figure; a notebook of ten stays under 600 kB
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -55,7 +55,7 @@ def lasting(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
 
 
 def small(png: str) -> str:
-    """The same figure in 256 colours, and scaled down as far as it takes to stay under 100 kB."""
+    """The same figure in 256 colours, scaled down as far as it takes to stay under `LARGEST`."""
     figure = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     scale = 1.0
     while True:
