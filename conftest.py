@@ -9,12 +9,14 @@ nbdev's flags: `python -m pytest --nb-flags slow` runs the cells marked `#| slow
 import gc
 import os
 import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import chdir
 from ipaddress import ip_address
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import matplotlib
@@ -150,6 +152,7 @@ class Notebook(pytest.File):
     cells: list["Cell"]
     module: str | None = None  # what it exports to, from `#| default_exp`
     shell: CaptureShell | None = None
+    main: ModuleType  # as it was before the shell came
     failed: "Cell | None" = None  # those below it cannot run
 
     def collect(self) -> Iterator["Cell"]:
@@ -184,6 +187,7 @@ class Notebook(pytest.File):
     def run(self, source: str) -> BaseException | None:
         """Run `source` in the notebook's folder; answer what it raised, if anything."""
         if self.shell is None:
+            self.main = sys.modules["__main__"]  # the shell puts its own in its place
             self.shell = CaptureShell(mpl_format="png")
             self.shell.run_line_magic("colors", "nocolor")
             library = get_config().lib_path.name
@@ -202,6 +206,7 @@ class Notebook(pytest.File):
         if self.shell is not None:
             self.shell.reset()
             self.shell = None
+            sys.modules["__main__"] = self.main
         gc.collect()
 
 
