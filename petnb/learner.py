@@ -350,8 +350,9 @@ def training_batches(
     batches.set_epoch(epoch, view)
     part = fit.frozen_part()
     digest = part.digest() if part else ""
-    key = (learn.features_key(learn.data.train, digest), view, fit.size)
-    kept = learn.store.get(key) if part and fit.views else None
+    reused = part is not None and fit.views is not None
+    key = (learn.features_key(learn.data.train, digest), view, fit.size) if reused else None
+    kept = learn.store.get(key) if key else None
     if kept:
         for positions in np.array_split(batches.order(epoch), len(batches)):
             yield kept[0][positions].to(learn.device), kept[1][positions].to(learn.device)
@@ -362,7 +363,7 @@ def training_batches(
         if part:
             extractor = extractor or learn.feature_extractor(part, inputs, digest)
             inputs = extractor(inputs)
-        if part and fit.views and learn.store.has_room(inputs, len(batches)):
+        if key and learn.store.has_room(inputs, len(batches)):
             found.append((inputs.cpu(), targets))
         yield inputs, targets.to(learn.device)
     if found:
