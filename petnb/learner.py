@@ -395,7 +395,7 @@ def in_order(
     return features, targets
 
 # %% ../nbs/03_learner.ipynb #bd233d3f
-MICRO_BATCH = 24  # Images that go through a learning body at once, on a CPU
+MICRO_BATCH = 32  # Images that go through a learning body at once, on a CPU
 
 
 def pieces(

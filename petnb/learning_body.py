@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,8 +20,8 @@ from .model import Classifier, Features, batch_norms
 from .speed import Choice, conv_norm_pairs, has_bfloat16, relative_error
 
 # %% auto #0
-__all__ = ['FoldedConv', 'ClampInPlace', 'DepthwiseConv', 'slow_in_bfloat16', 'QuickFunctions', 'twin_of', 'folded_twin',
-           'gradient', 'LearningModel']
+__all__ = ['FoldedConv', 'ClampInPlace', 'filters_gradient', 'DepthwiseConv', 'depthwise_back', 'slow_on_the_way_back',
+           'QuickFunctions', 'twin_of', 'folded_twin', 'gradient', 'LearningModel']
 
 # %% ../nbs/02d_learning_body.ipynb #1e3a7884
 class FoldedConv(nn.Module):
@@ -65,49 +66,88 @@ class ClampInPlace(torch.autograd.Function):
         return found
 
 # %% ../nbs/02d_learning_body.ipynb #2febbc1f
+def filters_gradient(
+    images: Tensor,  # What went in, n x channels x h x w
+    gradient: Tensor,  # Of what came out, n x channels x h' x w'
+    sides: tuple[int, ...],  # Of a filter: height and width
+    stride: Sequence[int],  # Pixels from one place to the next, down and across
+    padding: Sequence[int],  # Zeros around the images
+    dilation: Sequence[int],  # Pixels from one number of a filter to the next
+) -> Tensor:  # channels x 1 x height x width, in float32
+    "Of a depthwise convolution: each image convolved with its own gradient, added up."
+    geometry = (dilation, padding, stride, False, (0, 0), images.shape[1])
+    found = [
+        torch.convolution(image[None], large[:, None], None, *geometry)
+        for image, large in zip(images, gradient, strict=True)
+    ]
+    height, width = sides
+    return torch.cat(found)[..., :height, :width].sum(0, dtype=torch.float32)[:, None]
+
+# %% ../nbs/02d_learning_body.ipynb #7baa8584
 class DepthwiseConv(torch.autograd.Function):
-    "A convolution with bfloat16 on the way forward, float32 on the way back."
+    "A convolution of each channel with a filter of its own, and its quickest way back."
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         images, weight, bias, *geometry = arguments
-        images, weight = images.bfloat16(), weight.bfloat16()
+        if torch.is_autocast_enabled("cpu"):
+            images, weight = images.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(images, weight)
         ctx.geometry, ctx.has_bias = geometry, bias is not None
-        bias = None if bias is None else bias.bfloat16()
+        bias = None if bias is None else bias.to(images.dtype)
         return torch.convolution(images, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        images, weight = ctx.saved_tensors
-        n_filters = [len(weight)] if ctx.has_bias else None
-        wanted = [*ctx.needs_input_grad[:2], ctx.has_bias]
-        tensors = (gradients[0].float(), images.float(), weight.float())
-        back = torch.ops.aten.convolution_backward
-        found = back(*tensors, n_filters, *ctx.geometry, wanted)
-        return (*found, *(None for _ in ctx.geometry))
+        (images, weight), (gradient,) = ctx.saved_tensors, gradients
+        wanted = ctx.needs_input_grad
+        for_images = depthwise_back(ctx, gradient, images, weight, True) if wanted[0] else None
+        for_filters = depthwise_back(ctx, gradient, images, weight, False) if wanted[1] else None
+        for_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.has_bias else None
+        return (for_images, for_filters, for_bias, *(None for _ in ctx.geometry))
 
 
-def slow_in_bfloat16(
+def depthwise_back(
+    ctx: Any,  # Knows the geometry
+    gradient: Tensor,  # Of what came out
+    images: Tensor,  # What went in
+    weight: Tensor,  # The filters
+    of_images: bool,  # The images' gradient, or the filters'
+) -> Tensor:
+    "One of the two gradients of a depthwise convolution."
+    stride, padding, dilation, *_ = ctx.geometry
+    if not of_images and max(weight.shape[2:]) > 3:
+        return filters_gradient(images, gradient, weight.shape[2:], stride, padding, dilation)
+    if of_images and max(stride) > 1:
+        gradient, weight = gradient.float(), weight.float()
+        images = torch.empty_like(images, dtype=torch.float32)  # Its shape matters, no number does
+    back = torch.ops.aten.convolution_backward
+    found = back(gradient, images, weight, None, *ctx.geometry, [of_images, not of_images, False])
+    return found[0 if of_images else 1]  # type: ignore[no-any-return]
+
+
+def slow_on_the_way_back(
     weight: Tensor,  # Of a convolution, out x in / groups x height x width
     stride: tuple[int, ...],  # Pixels from one place to the next
     groups: int,  # Parts of the channels that do not see each other
 ) -> bool:
-    "Whether it is depthwise, and steps over pixels or is wider than three."
-    return groups > 1 and weight.shape[1] == 1 and (max(stride) > 1 or max(weight.shape[2:]) > 3)
+    "Whether it is depthwise, on a CPU, and wider than three or, in bfloat16, with a stride."
+    if weight.shape[:2] != (groups, 1) or weight.device.type != "cpu" or weight.ndim != 4:
+        return False
+    return max(weight.shape[2:]) > 3 or (max(stride) > 1 and torch.is_autocast_enabled("cpu"))
 
 # %% ../nbs/02d_learning_body.ipynb #488b3246
 class QuickFunctions(TorchFunctionMode):
-    "While on, an in-place ReLU6 keeps one tensor; slow depthwise ones go back in float32."
+    "While on, an in-place ReLU6 keeps one tensor; slow depthwise ones go back in the quickest way."
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
         if function is F.hardtanh and keywords == {"min_val": 0.0, "max_val": 6.0, "inplace": True}:
             return ClampInPlace.apply(*arguments)
-        if function is torch.conv2d and len(arguments) == 7 and torch.is_autocast_enabled("cpu"):
+        if function is torch.conv2d and len(arguments) == 7:
             images, weight, bias, stride, padding, dilation, groups = arguments
-            if slow_in_bfloat16(weight, stride, groups) and not isinstance(padding, str):
+            if slow_on_the_way_back(weight, stride, groups) and not isinstance(padding, str):
                 geometry = (stride, padding, dilation, False, (0, 0), groups)
                 return DepthwiseConv.apply(images, weight, bias, *geometry)
         return function(*arguments, **(keywords or {}))
