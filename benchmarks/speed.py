@@ -91,11 +91,12 @@ def run_petnb(seed: int, views: int | None, backbone: str = "lite0") -> dict[str
     learn.unfreeze()
     body, _ = clock(lambda: learn.fit_one_cycle(BODY_EPOCHS, slice(1e-6, 1e-4), views=views))
     after_body, waited_body = learn.validate(), learn.recorder.waited
+    again, _ = clock(learn.validate)  # As it comes: the features of the last check are kept
     learn.store.clear()
     learn.data.valid.dataset.decoded.clear()  # fastai decodes anew, too
     predicting, _ = clock(learn.validate)
     return {"building": building, "head": head, "body": body, "predicting": predicting,
-            "after head": after_head, "after body": after_body,
+            "again": again, "after head": after_head, "after body": after_body,
             "waited": [waited_head, waited_body], "choices": learn.choices,
             "gigabytes": peak_gigabytes(), "limit": limits(learn)}  # fmt: skip
 
