@@ -26,6 +26,9 @@ from execnb.shell import CaptureShell
 from nbdev.config import get_config
 from nbdev.process import NBProcessor
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # -- Photographs ---------------------------------------------------------------------------------
 
 PHOTOS = "PETNB_PHOTOS"  # the environment variable that names a folder `oxford-iiit-pet`
@@ -119,6 +122,23 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     """Say at the top whether there are photographs."""
     return f"photographs: {os.environ.get(PHOTOS) or f'none ({PHOTOS} is not set)'}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what the processes of pytest-xdist counted (each of them collects all cells)."""
+    config: pytest.Config = node.config
+    counts, found = config.stash[tally], getattr(node, "workeroutput", {}).get("tally", {})
+    for fate, count in found.items():
+        ran = fate in ("passed", "failed", "skipped")
+        counts[fate] = counts[fate] + count if ran else max(counts[fate], count)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send this process's counts to the one that adds them up, if there is one."""
+    counts = session.config.stash[tally]
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["tally"] = dict(counts)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
