@@ -141,7 +141,7 @@ def test_classes_with_one_image_are_left_out() -> None:
     assert judged.features is not None
     assert judged.features.shape == (39, 1280)
     assert set(judged.items["split"]) == {"train", "valid"}
-    by_path = data.items.set_index("path")["label"]
+    by_path = dict(zip(data.items["path"], data.items["label"], strict=True))
     assert judged.items["label"].tolist() == judged.items["path"].map(by_path).tolist()
 
 
@@ -154,7 +154,7 @@ def test_the_closest_is_found_in_blocks_of_any_size() -> None:
     interp.features[5] = 3 * interp.features[11]  # Row 5 is held out, row 11 is not
     one, other = closest_across_split(interp), closest_across_split(interp, rows=3)
     assert one[["path", "twin"]].equals(other[["path", "twin"]])
-    assert one.loc[0, ["path", "twin"]].tolist() == ["5.jpg", "11.jpg"]
+    assert (one["path"][0], one["twin"][0]) == ("5.jpg", "11.jpg")
     assert one.loc[0, "similarity"] == pytest.approx(1, abs=1e-5)
     assert len(one) == 20
     assert not set(one["twin"]) & set(one["path"])
