@@ -21,8 +21,8 @@ from .sources import DELETE, below, check_edits, safe_cell
 
 # %% auto #0
 __all__ = ['RELABEL', 'KEEP', 'Change', 'TRASH', 'MANIFEST', 'Decision', 'as_line', 'from_line', 'decision', 'read_journal',
-           'append_line', 'Edits', 'write_table', 'journal_of', 'edits_of', 'trouble', 'new_place', 'plan_moves',
-           'move', 'apply_moves', 'undo_moves']
+           'append_line', 'Edits', 'write_table', 'journal_of', 'names_below', 'edits_of', 'trouble', 'new_place',
+           'plan_moves', 'move', 'apply_moves', 'undo_moves']
 
 # %% ../nbs/07e_edits.ipynb #895f5213
 RELABEL, KEEP = "relabel", "keep"  # Beside DELETE, what may be decided
@@ -98,10 +98,14 @@ def append_line(
                 f"another notebook has written to {path}; make the explorer anew to see its "
                 "decisions, and decide there"
             )
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()
+        try:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.truncate(path, at)  # What did not count is not there either
+            raise
+        return at + len(line)
 
 # %% ../nbs/07e_edits.ipynb #3523a114
 class Edits:
@@ -149,16 +153,19 @@ class Edits:
             self.size = append_line(self.journal, as_line(step), self.size)
         return self.play(step)
 
-    def decide(self, paths: Iterable[str], kind: str | None, label: str = "") -> Change:
+    def decide(
+        self, paths: Iterable[str], kind: str | None, label: str | Mapping[str, str] = ""
+    ) -> Change:
         "Decide on images at once; None takes decisions back. Raises `ValueError` for a slip."
-        if kind == RELABEL and label in ("", DELETE):
-            raise ValueError(f"{label!r} cannot be a label; choose the name of a class")
         change: Change = {}
         for path in paths:
             if path not in self.labels:
                 raise ValueError(f"no image {path!r} under {self.root.name}")
-            was = self.labels[path]
-            now = label if kind == RELABEL else was
+            was = now = self.labels[path]
+            if kind == RELABEL:
+                now = label if isinstance(label, str) else label[path]
+            if kind == RELABEL and now in ("", DELETE):
+                raise ValueError(f"{now!r} cannot be a label; choose the name of a class")
             same = kind == RELABEL and now == was  # The label that it has is kept
             new = Decision(KEEP if same else kind, was, now) if kind else None
             if new != self.decisions.get(path):
@@ -180,6 +187,12 @@ class Edits:
             for path, (kind, was, label) in self.decisions.items()
         ]
         return pd.DataFrame(rows, columns=["path", "label", "was", "decision"], dtype=object)
+
+    def apply(self, data: ImageData, new_classes: bool = False) -> ImageData:
+        "The same data with the decisions carried out, whatever its folder is; see `relabel`."
+        table = self.table()
+        table["path"] = [str(self.root / path) for path in self.decisions]
+        return data.relabel(table, new_classes)
 
     def to_csv(self, path: str | Path = "edits.csv", spreadsheet: bool = False) -> Path:
         "Write the table: exactly, for `data.relabel`, or as a copy that is safe in a spreadsheet."
@@ -217,14 +230,25 @@ def journal_of(
     return cache_folder() / "edits" / f"{digest}.jsonl"
 
 
+def names_below(
+    paths: Iterable[str],  # Of images
+    root: str | Path,  # Folder of the images
+) -> list[str]:  # Each as `below` gives it; ten thousand take a few milliseconds
+    "The paths relative to `root`, written with /."
+    folder = f"{root}{os.sep}"
+    return [
+        path[len(folder) :].replace(os.sep, "/") if path.startswith(folder) else below(path, root)
+        for path in paths
+    ]
+
+
 def edits_of(
     items: pd.DataFrame,  # One row an image: path and label
     root: str | Path,  # Folder of the images
     journal: str | Path | None = None,  # None: `journal_of(root)`
 ) -> Edits:
     "The decisions on these images, with those of earlier days."
-    names = [below(path, root) for path in items["path"]]
-    labels = dict(zip(names, items["label"], strict=True))
+    labels = dict(zip(names_below(items["path"], root), items["label"], strict=True))
     return Edits(labels, Path(root), Path(journal) if journal else journal_of(root))
 
 # %% ../nbs/07e_edits.ipynb #9b7665b9
