@@ -22,18 +22,21 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .attention import class_activation_map, overlay, seen_image
 from .data import ImageData, open_image
 from .doctor import printable
 from .edits import KEEP, RELABEL, Decision, edits_of, names_below
 from .interpretation import Interpretation
 from .learner import FITTING, Learner
 from .sources import DELETE
+from .wrong_labels import label_quality
 
 # %% auto #0
 __all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'RED', 'GREEN', 'BLUE', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'LOG', 'KEYS',
-           'SHORTCUTS', 'ACTIONS', 'browsing_table', 'View', 'select', 'searchable', 'as_jpeg', 'thumbnail', 'as_text',
-           'bar', 'verdict', 'caption_html', 'small_button', 'Cell', 'busiest', 'shade', 'Matrix', 'guarded', 'still',
-           'Controls', 'Pages', 'Explorer', 'common_folder', 'lay_out', 'connect', 'connect_cell']
+           'SHORTCUTS', 'ACTIONS', 'browsing_table', 'View', 'select', 'searchable', 'as_jpeg', 'thumbnail',
+           'heat_thumbnail', 'as_text', 'bar', 'verdict', 'caption_html', 'small_button', 'Cell', 'busiest', 'shade',
+           'Matrix', 'guarded', 'still', 'Controls', 'Pages', 'Explorer', 'common_folder', 'lay_out', 'connect',
+           'connect_cell']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 def browsing_table(
@@ -46,7 +49,7 @@ def browsing_table(
     table["target"], table["predicted"] = interp.targets, interp.predictions
     table["split"] = interp.items["split"].to_numpy()
     table["name"] = names_below(table["path"], root)
-    table["quality"] = table["probability"]
+    table["quality"] = label_quality(interp.probs, interp.targets)
     found: dict[str, set[str]] = {}
     if findings is not None:
         for path, finding in zip(findings["path"], findings["finding"], strict=True):
@@ -135,6 +138,18 @@ def thumbnail(
         return as_jpeg(open_image(path, at_least=side), side)
     except (OSError, ValueError):
         return as_jpeg(Image.new("RGB", (side, side), "#cccccc"))
+
+# %% ../nbs/08_explorer.ipynb #3bca17ef
+def heat_thumbnail(
+    learn: Learner,  # Whose model is asked
+    path: str,  # An image file
+) -> bytes:  # A small JPEG
+    "The part of an image that the model sees, with its heat map for the prediction on top."
+    try:
+        seen = seen_image(learn.data, path)
+    except (OSError, ValueError):
+        return thumbnail(path)
+    return as_jpeg(overlay(seen, class_activation_map(learn, seen)))
 
 # %% ../nbs/08_explorer.ipynb #df01e8f0
 def as_text(
@@ -449,10 +464,11 @@ class Explorer:
         self.table = browsing_table(interp, self.root, findings)
         self.pages, self.columns = Pages(self.table, columns * rows), columns
         self.typed, self.said, self.quiet, self.handle = "", "", False, None
-        self.lock = threading.RLock()
+        self.lock, self.maps = threading.RLock(), dict[tuple[str, int], bytes]()
         layout = widgets.Layout(width="36px", margin="1px", padding="0")
         self.cells = [Cell(layout) for _ in range(columns * rows)]
         self.controls = Controls(self.table, interp.vocab)
+        self.controls.looks.disabled = learn is None
         self.matrix = Matrix(interp, self.show_confusion)
         self.widget = lay_out(self)
         connect(self)
@@ -484,6 +500,11 @@ class Explorer:
             self.controls.view[name].value = view[name]
         self.quiet = False
         self.refresh()
+
+    @guarded
+    def redraw(self, change: Any = None) -> None:
+        "Show the same page, with heat maps or without."
+        self.show()
 
     @guarded
     def turn(self, pages: int) -> None:
@@ -519,8 +540,13 @@ class Explorer:
         return caption_html(row, self.interp.probs[row.place], self.interp.vocab, decision)
 
     def picture(self, row: Any) -> bytes:
-        "The thumbnail of this row, as a JPEG."
-        return thumbnail(row.path)
+        "The thumbnail of this row, with the heat map if it is asked for, as a JPEG."
+        if not (self.controls.looks.value and self.learn):
+            return thumbnail(row.path)
+        key = (row.path, self.learn.n_steps)  # Another training, another map
+        if key not in self.maps:
+            self.maps[key] = heat_thumbnail(self.learn, row.path)
+        return self.maps[key]
 
     @guarded
     def decide(self, kind: str | None, names: Collection[str] | None = None) -> None:
@@ -647,6 +673,7 @@ def connect(
     for control in controls.view.values():
         control.observe(explorer.refresh, "value")
     controls.keys.observe(explorer.press, "value")
+    controls.looks.observe(explorer.redraw, "value")
     controls.back.on_click(lambda _: explorer.turn(-1))
     controls.forward.on_click(lambda _: explorer.turn(1))
     what: dict[str, Callable[[], None]] = {
