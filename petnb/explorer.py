@@ -264,14 +264,14 @@ class Matrix:
         counts, vocab = interp.confusion_matrix(), interp.vocab
         self.classes = busiest(counts)
         self.buttons: dict[tuple[int, int], widgets.Button] = {}
-        field = widgets.Layout(width="28px", height="26px", margin="1px", padding="0")
+        field = widgets.Layout(width="26px", height="26px", margin="1px", padding="0")
         free = {"margin": "0", "height": "auto"}
         styles: dict[str, widgets.ButtonStyle] = {}
         upright = "writing-mode:vertical-rl;transform:rotate(180deg);height:84px"
-        fields: list[widgets.Widget] = [widgets.HTML("<small>label ↓ model →</small>", layout=free)]
+        fields: list[widgets.Widget] = [widgets.HTML(layout=free)]
         fields += [widgets.HTML(self.heading(vocab[k], upright), layout=free) for k in self.classes]
         for a in self.classes:
-            name = self.heading(vocab[a], "width:84px;text-align:right;padding-top:6px")
+            name = self.heading(vocab[a], "width:104px;text-align:right;padding-top:6px")
             fields.append(widgets.HTML(name, layout=free))
             for p in self.classes:
                 color = shade(counts[a, p] / max(counts[a].sum(), 1), a == p)
@@ -284,21 +284,22 @@ class Matrix:
                 self.buttons[a, p] = button
                 fields.append(button)
         self.grid = widgets.GridBox(fields)
-        self.grid.layout.grid_template_columns = f"86px repeat({len(self.classes)}, 30px)"
+        self.grid.layout.grid_template_columns = f"106px repeat({len(self.classes)}, 28px)"
         position = {name: k for k, name in enumerate(vocab)}
         pairs = [(f"{a} → {p}: {n}", (position[a], position[p]))
                  for a, p, n in interp.most_confused()]  # fmt: skip
         self.pairs = widgets.Select(options=[(printable(text), pair) for text, pair in pairs],
                                     value=None, rows=8, layout={"width": "384px"})  # fmt: skip
         self.pairs.observe(lambda change: click(*(change.new or (ANY, ANY))), "value")
-        title = widgets.HTML("<b>confusions</b>: click to see those images")
+        title = widgets.HTML("<b>confusions</b>: label ↓, model →; click to see those images")
         self.box = widgets.VBox([title, self.grid, self.pairs], layout={"width": "392px"})
 
     @staticmethod
     def heading(name: str, style: str) -> str:
         "The name of a class beside its row or above its column."
         size = "font-size:11px;line-height:14px"
-        return f'<div style="{size};{style};{ELLIPSIS}">{as_text(name)}</div>'
+        whole = f'title="{escape(printable(name))}"'
+        return f'<div {whole} style="{size};{style};{ELLIPSIS}">{as_text(name)}</div>'
 
 # %% ../nbs/08_explorer.ipynb #96a83a80
 LOG = logging.getLogger("petnb")
@@ -449,7 +450,7 @@ class Explorer:
     def __init__(
         self,
         interp: Interpretation,  # What the model said
-        data: ImageData | None = None,  # Whose root paths are relative to; None: that of `learn`
+        data: ImageData | None = None,  # Whose root paths are relative to; None: as `interp` knows
         learn: Learner | None = None,  # To show where the model looks
         findings: pd.DataFrame | None = None,  # path and finding, such as `data.check().table`
         journal: str | Path | None = None,  # Where decisions are written; None: `journal_of`
@@ -458,7 +459,7 @@ class Explorer:
         csv: str | Path = "edits.csv",  # What the button writes
     ):
         data = data or (learn.data if learn else None)
-        self.root = data.root if data else common_folder(interp.items["path"])
+        self.root = data.root if data else interp.root or common_folder(interp.items["path"])
         self.interp, self.learn, self.csv = interp, learn, Path(csv)
         self.edits = edits_of(interp.items, self.root, journal)
         self.table = browsing_table(interp, self.root, findings)

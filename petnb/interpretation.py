@@ -51,6 +51,7 @@ class Interpretation:
     vocab: list[str]  # Class names
     split: str = "valid"  # The side of the split they are from
     features: np.ndarray | None = None  # n x channels, float32: what the head received, if asked
+    root: Path | None = None  # Folder of the images, where it is known; the file does not keep it
 
     def __post_init__(self) -> None:
         check_parts(self)
@@ -212,7 +213,9 @@ def interpret(
     with watch_head(learn, features) as seen:
         logits, targets = get_preds(learn, make_loader(learn.data, split, augment=False))
     found = torch.cat(seen).numpy() if features else None
-    return from_logits(logits, targets, items, learn.data.vocab, split, found)
+    interp = from_logits(logits, targets, items, learn.data.vocab, split, found)
+    interp.root = learn.data.root
+    return interp
 
 # %% ../nbs/07_interpretation.ipynb #e0c549eb
 @contextmanager

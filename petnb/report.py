@@ -51,7 +51,8 @@ def report_rows(
     findings: pd.DataFrame | None = None,  # Columns path and finding, such as `check().table`
 ) -> list[dict[str, Any]]:
     "One row an image, largest loss first."
-    table = browsing_table(interp, common_folder(interp.items["path"]), findings)
+    root = interp.root or common_folder(interp.items["path"])
+    table = browsing_table(interp, root, findings)
     table = table.sort_values("loss", ascending=False, kind="stable")
     pictures = [thumbnail(path) for path in table["path"].iloc[:images]]
     pictures += [b""] * (len(table) - len(pictures))
@@ -213,7 +214,9 @@ STYLE = """
 body {font: 14px/1.4 system-ui, sans-serif; margin: 16px}
 h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 #controls, #pages {display: flex; flex-wrap: wrap; gap: 6px 14px; margin-bottom: 10px}
-#both {display: flex; flex-wrap: wrap; gap: 20px; align-items: flex-start}
+#both {display: flex; gap: 20px; align-items: flex-start}
+#side {flex: 1; min-width: 0; max-height: 96vh; overflow: auto; position: sticky; top: 8px}
+@media (max-width: 960px) {#both {flex-direction: column} #side {position: static}}
 #grid {display: grid; grid-template-columns: repeat(4, 150px); gap: 12px}
 .cell {margin: 0; font-size: 11px; line-height: 15px} .cell > * {display: block}
 .cell bdi, .cell div {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
@@ -225,9 +228,9 @@ h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 #matrix {border-collapse: collapse; font-size: 11px} #matrix th {font-weight: normal}
 #matrix tr:first-child th {writing-mode: vertical-rl; transform: rotate(180deg); text-align: left}
 #matrix tr:not(:first-child) th {text-align: right; padding-right: 6px}
-#matrix td {padding: 0; border: 1px solid var(--edge); width: 24px; height: 22px}
+#matrix td {padding: 0; border: 1px solid var(--edge); min-width: 20px; height: 20px}
 #matrix tr:first-child td {border: 0}
-#matrix button {width: 24px; height: 22px; border: 0; padding: 0; color: #fff; cursor: pointer}
+#matrix button {width: 100%; height: 20px; border: 0; padding: 0; color: #fff; cursor: pointer}
 button.right {background: var(--right)} button.wrong {background: var(--wrong)}
 .pair {border: 0; background: none; color: inherit; padding: 0; cursor: pointer; font: inherit}
 .pair:hover {text-decoration: underline} #pairs {font-size: 12px; max-height: 300px; overflow: auto}
@@ -252,7 +255,7 @@ PAGE = """<!doctype html>
 <label>contains <input id="text" type="search"></label></div>
 <div id="pages"><button id="back">← back</button><button id="forward">forward →</button>
 <span id="where"></span></div>
-<div id="both"><div id="grid"></div><div>
+<div id="both"><div id="grid"></div><div id="side">
 <b>Confusions</b>: label ↓, model →; click to see those images<table id="matrix"></table>
 <ol id="pairs"></ol></div></div>
 <script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
@@ -291,7 +294,7 @@ def to_html(
         "rows": rows,
         "vocab": [printable(name) for name in interp.vocab],
         "counts": counts.tolist(),
-        "block": busiest(counts, 40),
+        "block": busiest(counts, 30),
         "pairs": [[position[a], position[p], n] for a, p, n in interp.most_confused()],
         "split": sorted({row["split"] for row in rows}),
         "finding": sorted(found),

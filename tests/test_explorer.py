@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,35 @@ def test_without_data_the_paths_still_fit(data: ImageData, tmp_path: Path) -> No
     explorer = Explorer(interpretation(data), journal=tmp_path / "journal")
     explorer.cells[0].delete.click()
     assert len(explorer.corrected(data).items) == len(data.items) - 1
+
+
+def test_heat_maps_are_made_when_asked_for_and_kept(
+    make: Make, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def heat(learn: Any, path: str) -> bytes:
+        asked.append(path)
+        return f"heat of {path} after {learn.n_steps} steps".encode()
+
+    monkeypatch.setattr("petnb.explorer.heat_thumbnail", heat)
+    learn = SimpleNamespace(data=data, n_steps=0)
+    explorer = make(learn=learn)
+    page = list(explorer.pages.on_page()["path"])
+    explorer.controls.forward.click()
+    explorer.controls.back.click()
+    assert asked == []
+    explorer.controls.looks.value = True
+    assert asked == page
+    assert explorer.cells[0].image.value == f"heat of {page[0]} after 0 steps".encode()
+    explorer.cells[0].keep.click()
+    assert asked == page
+    learn.n_steps = 7
+    explorer.cells[0].delete.click()
+    assert bytes(explorer.cells[0].image.value).endswith(b"after 7 steps")
+    explorer.controls.looks.value = False
+    assert bytes(explorer.cells[0].image.value).startswith(b"\xff\xd8")
+    assert make().controls.looks.disabled
 
 
 def test_another_kernel_goes_on(make: Make) -> None:
