@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from html import escape
@@ -35,8 +35,8 @@ from .wrong_labels import label_quality
 __all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'RED', 'GREEN', 'BLUE', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'LOG', 'KEYS',
            'SHORTCUTS', 'ACTIONS', 'browsing_table', 'View', 'select', 'searchable', 'as_jpeg', 'thumbnail',
            'heat_thumbnail', 'as_text', 'bar', 'verdict', 'caption_html', 'small_button', 'Cell', 'busiest', 'shade',
-           'Matrix', 'guarded', 'still', 'Controls', 'Pages', 'Explorer', 'common_folder', 'lay_out', 'connect',
-           'connect_cell']
+           'Matrix', 'guarded', 'still', 'Controls', 'Pages', 'Viewer', 'Explorer', 'common_folder', 'lay_out',
+           'connect_view', 'connect', 'connect_cell']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 def browsing_table(
@@ -307,12 +307,12 @@ LOG.addHandler(logging.NullHandler())  # Who wants to read it adds a handler tha
 
 
 def guarded(
-    method: Callable[..., None],  # A callback of the explorer
+    method: Callable[..., None],  # A callback of the viewer or the explorer
 ) -> Callable[..., None]:
     "One at a time, not beside a fit, and with its errors in the status line and the log."
 
     @wraps(method)
-    def safely(self: Explorer, *args: Any) -> None:
+    def safely(self: Viewer, *args: Any) -> None:
         held = [lock for lock in (self.lock, FITTING) if lock.acquire(blocking=False)]
         try:
             if len(held) == 2:
@@ -444,8 +444,8 @@ class Pages:
         return f"page {self.page + 1} of {self.n_pages}, {len(self.shown)} images"
 
 # %% ../nbs/08_explorer.ipynb #8348318d
-class Explorer:
-    "Browse the images of an interpretation, and mend their labels."
+class Viewer:
+    "Browse the images of an interpretation."
 
     def __init__(
         self,
@@ -456,15 +456,14 @@ class Explorer:
         journal: str | Path | None = None,  # Where decisions are written; None: `journal_of`
         columns: int = 4,  # Cells in a row
         rows: int = 3,  # Rows on a page
-        csv: str | Path = "edits.csv",  # What the button writes
     ):
         data = data or (learn.data if learn else None)
         self.root = data.root if data else interp.root or common_folder(interp.items["path"])
-        self.interp, self.learn, self.csv = interp, learn, Path(csv)
+        self.interp, self.learn = interp, learn
         self.edits = edits_of(interp.items, self.root, journal)
         self.table = browsing_table(interp, self.root, findings)
         self.pages, self.columns = Pages(self.table, columns * rows), columns
-        self.typed, self.said, self.quiet, self.handle = "", "", False, None
+        self.said, self.quiet, self.handle = "", False, None
         self.lock, self.maps = threading.RLock(), dict[tuple[str, int], bytes]()
         layout = widgets.Layout(width="36px", margin="1px", padding="0")
         self.cells = [Cell(layout) for _ in range(columns * rows)]
@@ -472,7 +471,7 @@ class Explorer:
         self.controls.looks.disabled = learn is None
         self.matrix = Matrix(interp, self.show_confusion)
         self.widget = lay_out(self)
-        connect(self)
+        connect_view(self)
         self.refresh()
         if self.edits.carried_over:
             self.say(f"{self.edits.carried_over} decisions of earlier days are in the journal")
@@ -494,12 +493,14 @@ class Explorer:
     @guarded
     def show_confusion(self, actual: int, predicted: int) -> None:
         "Show the images of one class that were given another, whatever was shown before."
-        self.quiet = True
         view = {name: getattr(View, name) for name in View.__dataclass_fields__}
         view |= {"actual": actual, "predicted": predicted}
-        for name in view.keys() - {"order", "backwards"}:
-            self.controls.view[name].value = view[name]
-        self.quiet = False
+        self.quiet = True
+        try:
+            for name in view.keys() - {"order", "backwards"}:
+                self.controls.view[name].value = view[name]
+        finally:
+            self.quiet = False
         self.refresh()
 
     @guarded
@@ -549,85 +550,6 @@ class Explorer:
             self.maps[key] = heat_thumbnail(self.learn, row.path)
         return self.maps[key]
 
-    @guarded
-    def decide(self, kind: str | None, names: Collection[str] | None = None) -> None:
-        "Decide on these images, or on those picked, or else on the one with the frame."
-        label = self.interp.vocab[self.controls.label.value]
-        self.edits.decide(self.meant(names), kind, label)
-        self.show()
-
-    def meant(self, names: Collection[str] | None) -> list[str]:
-        "These images, or those picked, which are so no more, or else the one with the frame."
-        if names is None:
-            names, self.pages.picked = self.pages.picked or self.pages.here(), set()
-        return sorted(names)
-
-    @guarded
-    def agree(self, names: Collection[str] | None = None) -> None:
-        "Relabel images as the model says."
-        rows = self.table[self.table["name"].isin(self.meant(names))]
-        said = dict(zip(rows["name"], rows["prediction"], strict=True))
-        self.edits.decide(said, RELABEL, said)
-        self.show()
-
-    @guarded
-    def step_back(self, step: Callable[[], Any], word: str) -> None:
-        "Undo or redo, and say what."
-        change = step()
-        self.show()
-        names = ", ".join(list(change)[:3]) + ("" if len(change) <= 3 else ", ...")
-        self.tell(f"{word}: {names}" if change else f"nothing to {word}")
-
-    @guarded
-    def write(self) -> None:
-        "Write the decisions to a CSV."
-        self.edits.to_csv(self.csv)
-        self.tell(f"{len(self.edits.decisions)} decisions are in {self.csv}")
-
-    @guarded
-    def pick(self, name: str, picked: bool) -> None:
-        "Add an image to the selection, or take it out."
-        if picked != (name in self.pages.picked):
-            (self.pages.picked.add if picked else self.pages.picked.discard)(name)
-            self.tell()
-
-    @guarded
-    def pick_page(self) -> None:
-        "Pick all images of the page, or none if all are."
-        names, before = set(self.pages.on_page()["name"]), self.pages.picked
-        self.pages.picked = before - names if names <= before else before | names
-        self.show()
-
-    @guarded
-    def press(self, change: Any) -> None:
-        "Do what the keys mean that are new in the box."
-        before, self.typed = self.typed, change["new"]
-        for key in self.typed.removeprefix(before) if self.typed.startswith(before) else "":
-            self.key(key.lower())
-
-    def key(self, key: str) -> None:
-        "One letter; those without a meaning do nothing."
-        here, steps = self.pages.here(), {"b": -1}.get(key, int(key in "kdpn"))
-        if here and key in "kd":
-            self.decide(KEEP if key == "k" else DELETE, here)
-        elif here and key == "p":
-            self.agree(here)
-        elif here and key == "s":
-            self.pick(here[0], here[0] not in self.pages.picked)
-            self.show()
-        elif key == "u":
-            self.step_back(self.edits.undo, "undo")
-        elif key == "r":
-            self.step_back(self.edits.redo, "redo")
-        if steps and self.pages.move(steps):
-            self.show()
-        for number, cell in enumerate(self.cells):
-            cell.mark(number == self.pages.cursor)
-
-    def corrected(self, data: ImageData) -> ImageData:
-        "The data with all decisions carried out, to train again; no file is touched."
-        return self.edits.apply(data)
-
     def bundle(self) -> dict[str, str]:
         "The page as HTML and as text, for readers without a kernel."
         page = self.pages.on_page()
@@ -642,6 +564,113 @@ class Explorer:
         display(self.widget)  # type: ignore[no-untyped-call]
         self.handle = display(self.bundle(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
+# %% ../nbs/08_explorer.ipynb #c9dbabd9
+class Explorer(Viewer):
+    "Browse the images of an interpretation, and mend their labels."
+
+    def __init__(
+        self,
+        interp: Interpretation,  # What the model said
+        data: ImageData | None = None,  # Whose root paths are relative to; None: as `interp` knows
+        learn: Learner | None = None,  # To show where the model looks
+        csv: str | Path = "edits.csv",  # What the button writes
+        **options: Any,  # Of `Viewer`: findings, journal, columns, rows
+    ):
+        super().__init__(interp, data, learn, **options)
+        self.csv, self.typed = Path(csv), ""
+        self.predicted = dict(zip(self.table["name"], self.table["prediction"], strict=True))
+        connect(self)
+
+    def mend(
+        self, kind: str | None, label: str | Mapping[str, str], names: Collection[str] | None
+    ) -> None:
+        "Decide on these images, or on those picked, or else on the one with the frame."
+        meant = names if names is not None else self.pages.picked or self.pages.here()
+        self.edits.decide(sorted(meant), kind, label)
+        if names is None:
+            self.pages.picked = set()
+        self.show()
+
+    def take_back(self, word: str) -> None:
+        "Undo or redo, and say what."
+        change = (self.edits.undo if word == "undo" else self.edits.redo)()
+        self.show()
+        names = ", ".join(list(change)[:3]) + ("" if len(change) <= 3 else ", ...")
+        self.tell(f"{word}: {names}" if change else f"nothing to {word}")
+
+    @guarded
+    def decide(self, kind: str | None, names: Collection[str] | None = None) -> None:
+        "Keep, delete, relabel as the control says, or forget (None)."
+        self.mend(kind, self.interp.vocab[self.controls.label.value], names)
+
+    @guarded
+    def agree(self, names: Collection[str] | None = None) -> None:
+        "Relabel images as the model says."
+        self.mend(RELABEL, self.predicted, names)
+
+    @guarded
+    def undo(self) -> None:
+        "Take the last change back."
+        self.take_back("undo")
+
+    @guarded
+    def redo(self) -> None:
+        "Do again what was undone last."
+        self.take_back("redo")
+
+    @guarded
+    def write(self) -> None:
+        "Write the decisions to a CSV."
+        self.edits.to_csv(self.csv)
+        self.tell(f"{len(self.edits.decisions)} decisions are in {self.csv}")
+
+    @guarded
+    def pick(self, name: str, picked: bool) -> None:
+        "Add an image to the selection, or take it out."
+        if picked != (name in self.pages.picked):
+            self.pages.picked ^= {name}
+            self.tell()
+
+    @guarded
+    def pick_page(self) -> None:
+        "Pick all images of the page, or none if all are."
+        names, before = set(self.pages.on_page()["name"]), self.pages.picked
+        self.pages.picked = before - names if names <= before else before | names
+        self.show()
+
+    def press(self, change: Any) -> None:
+        "Only what is new at the end of the box counts, and not later if it cannot be done now."
+        before, self.typed = self.typed, change["new"]
+        if self.typed.startswith(before):
+            self.type_keys(self.typed.removeprefix(before).lower())
+
+    @guarded
+    def type_keys(self, keys: str) -> None:
+        "Do what the letters mean; those without a meaning do nothing."
+        for key in keys:
+            here = self.pages.here()
+            if here and key in "kd":
+                self.mend(KEEP if key == "k" else DELETE, "", here)
+            elif here and key == "p":
+                self.mend(RELABEL, self.predicted, here)
+            elif here and key == "s":
+                self.pages.picked ^= set(here)
+                self.show()
+            elif key in "ur":
+                self.take_back("undo" if key == "u" else "redo")
+            self.step({"b": -1}.get(key, int(key in "kdpn")))
+
+    def step(self, steps: int) -> None:
+        "Move the frame; over the end of the page, turn it."
+        if steps and self.pages.move(steps):
+            self.show()
+        for number, cell in enumerate(self.cells):
+            cell.mark(number == self.pages.cursor)
+
+    def corrected(self, data: ImageData) -> ImageData:
+        "The data with all decisions carried out, to train again; no file is touched."
+        return self.edits.apply(data)
+
 # %% ../nbs/08_explorer.ipynb #1b9c1447
 def common_folder(
     paths: Iterable[str],  # Image files
@@ -651,7 +680,7 @@ def common_folder(
 
 
 def lay_out(
-    explorer: Explorer,  # With its controls, cells and matrix
+    explorer: Viewer,  # With its controls, cells and matrix
 ) -> widgets.Widget:
     "Filters, actions and status above, the grid below, and the matrix beside it."
     controls, wrap = explorer.controls, {"flex_flow": "row wrap"}
@@ -666,17 +695,22 @@ def lay_out(
     return widgets.VBox([*above, both]).add_class("petnb-explorer")
 
 
+def connect_view(
+    viewer: Viewer,  # Laid out
+) -> None:
+    "Tie the filters and the pages to what they do."
+    for control in viewer.controls.view.values():
+        control.observe(viewer.refresh, "value")
+    viewer.controls.looks.observe(viewer.redraw, "value")
+    viewer.controls.back.on_click(lambda _: viewer.turn(-1))
+    viewer.controls.forward.on_click(lambda _: viewer.turn(1))
+
+
 def connect(
     explorer: Explorer,  # Laid out
 ) -> None:
-    "Tie each control to what it does."
-    controls, edits = explorer.controls, explorer.edits
-    for control in controls.view.values():
-        control.observe(explorer.refresh, "value")
-    controls.keys.observe(explorer.press, "value")
-    controls.looks.observe(explorer.redraw, "value")
-    controls.back.on_click(lambda _: explorer.turn(-1))
-    controls.forward.on_click(lambda _: explorer.turn(1))
+    "Tie the actions to what they do."
+    explorer.controls.keys.observe(explorer.press, "value")
     what: dict[str, Callable[[], None]] = {
         "relabel": partial(explorer.decide, RELABEL),
         "as predicted": explorer.agree,
@@ -684,12 +718,12 @@ def connect(
         "delete": partial(explorer.decide, DELETE),
         "forget": partial(explorer.decide, None),
         "pick page": explorer.pick_page,
-        "undo": partial(explorer.step_back, edits.undo, "undo"),
-        "redo": partial(explorer.step_back, edits.redo, "redo"),
+        "undo": explorer.undo,
+        "redo": explorer.redo,
         "write edits.csv": explorer.write,
     }
     for name, action in what.items():
-        controls.actions[name].on_click(lambda _, action=action: action())
+        explorer.controls.actions[name].on_click(lambda _, action=action: action())
     for number, cell in enumerate(explorer.cells):
         connect_cell(explorer, cell, number)
 

@@ -301,9 +301,16 @@ def test_an_error_is_seen_and_logged(
     assert "&lt;img" in status(explorer)
     assert "No space left" in caplog.text
     assert explorer.edits.decisions == {}
+    explorer.pages.go(11)
+    explorer.controls.keys.value = "kk"  # The frame stays, and the page is not turned
+    assert "OSError" in status(explorer)
+    assert (explorer.pages.page, explorer.pages.cursor) == (0, 11)
+    explorer.cells[3].pick.value = explorer.cells[4].pick.value = True
+    explorer.controls.actions["delete"].click()
+    assert "OSError" in status(explorer)
     monkeypatch.undo()
-    explorer.cells[0].keep.click()
-    assert len(explorer.edits.decisions) == 1
+    explorer.controls.actions["delete"].click()
+    assert len(explorer.edits.decisions) == 2
 
 
 def test_locked_while_a_fit_runs(make: Make) -> None:
@@ -326,8 +333,9 @@ def test_locked_while_a_fit_runs(make: Make) -> None:
     assert explorer.edits.decisions == {}
     end.set()
     thread.join()
-    explorer.cells[0].delete.click()
-    assert len(explorer.edits.decisions) == 1
+    assert explorer.typed == "d"
+    explorer.controls.keys.value = "dk"  # What was typed meanwhile is not done now
+    assert [decision.kind for decision in explorer.edits.decisions.values()] == [KEEP]
 
 
 def test_two_clicks_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
