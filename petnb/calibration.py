@@ -119,7 +119,7 @@ def halves(
 def rescaled(
     interp: Interpretation,  # From `interpret`
     temperature: float,  # From `calibrate`
-) -> Interpretation:  # Same predictions, other probabilities and losses
+) -> Interpretation:  # Same predictions (but for ties of float32), other probabilities and losses
     "An interpretation as it would be at another temperature."
     logs = scaled_logs(interp.probs, temperature)
     losses = -logs[np.arange(len(logs)), interp.targets]

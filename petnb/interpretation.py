@@ -30,6 +30,8 @@ from .transforms import make_loader
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from petnb.calibration import Calibration
+    from petnb.comparison import Comparison
     from petnb.data import ImageData
     from petnb.explorer import Explorer
 
@@ -132,6 +134,28 @@ class Interpretation:
     def plot_confusion_matrix(self, **options: Any) -> Axes:
         "Draw the confusion matrix; see `plot_confusion_matrix`."
         return plot_confusion_matrix(self, **options)
+
+    def plot_per_class(self, worst: int = 20) -> Axes:
+        "Draw the accuracy of the hardest classes; see `plot_per_class`."
+        return plot_per_class(self, worst)
+
+    def calibrate(self, **options: Any) -> Calibration:
+        "Whether its probabilities can be believed, and a temperature; see `petnb.calibration`."
+        from petnb.calibration import calibrate
+
+        return calibrate(self, **options)
+
+    def compare(self, other: Interpretation) -> Comparison:
+        "What a newer model does otherwise on the same images; see `petnb.comparison`."
+        from petnb.comparison import compare_models
+
+        return compare_models(self, other)
+
+    def label_quality(self) -> np.ndarray:
+        "How much the model believes each label, from 0 to 1; see `petnb.wrong_labels`."
+        from petnb.wrong_labels import label_quality
+
+        return label_quality(self.probs, self.targets)
 
     def part(self, rows: np.ndarray) -> Interpretation:
         "Some of the images: their rows, or True for each that is wanted."

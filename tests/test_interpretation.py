@@ -248,7 +248,7 @@ def test_sides_of_the_split() -> None:
     assert again.features is not None
     assert np.array_equal(whole.features, again.features)
     with torch.inference_mode():
-        logits = learn.model.head(torch.from_numpy(whole.features))
+        logits = learn.model.head(torch.from_numpy(whole.features).to(learn.device)).cpu()
     assert np.allclose(logits.softmax(1), whole.probs, atol=1e-6)
     assert not learn.model.head._forward_pre_hooks
     with pytest.raises(
