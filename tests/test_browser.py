@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     tools.chromium() is None, reason=f"no browser: none of {', '.join(tools.NAMES)} is installed"
 )
 Visit = Callable[..., "Page"]
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)
 ROOT = ".petnb-explorer"
 HOSTILE = "<img src=x onerror=window.harm=1>"
 
@@ -79,7 +79,7 @@ def visit(chromium: "Browser") -> Iterator[Visit]:
     """A fresh page, watched: at the end nothing may have gone elsewhere."""
     context = chromium.new_context(viewport={"width": 1500, "height": 1100})
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     watch = Watch(page)
     yield lambda: page
     assert watch.asked
