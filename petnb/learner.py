@@ -790,11 +790,11 @@ class Learner:
 
         return interpret(self, split)
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, **options: Any) -> Path:
         "One file for `Predictor`; see `petnb.inference`."
         from petnb.inference import export
 
-        return export(self, path)
+        return export(self, path, **options)
 
     def __repr__(self) -> str:
         trained = f"{self.n_epochs} epochs trained"
@@ -857,13 +857,14 @@ def header(
 def write_model(
     learn: Learner,  # Whose model is kept
     path: Path,  # The file; its folder is made if missing
+    **more: Any,  # What else the header shall hold, JSON-able
 ) -> Path:  # The same
     "Write weights and header to one safetensors file, all or nothing."
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous().cpu() for name, t in learn.model.state_dict().items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, unfinished, metadata={"petnb": json.dumps(header(learn))})
+        save_file(tensors, unfinished, metadata={"petnb": json.dumps(header(learn) | more)})
         os.replace(unfinished, path)
     finally:
         with suppress(FileNotFoundError):
