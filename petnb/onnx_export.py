@@ -70,7 +70,7 @@ def write_onnx(
         output_names=["probabilities"],
         opset_version=OPSET,
         dynamo=True,
-        dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}},
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
     assert program is not None  # It is one wherever `dynamo` is True
