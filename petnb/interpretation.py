@@ -30,6 +30,7 @@ from .transforms import make_loader
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from petnb.data import ImageData
     from petnb.explorer import Explorer
 
 # %% auto #0
@@ -140,11 +141,17 @@ class Interpretation:
         "Take back what `save` kept; see `load`."
         return load(path)
 
-    def explore(self) -> Explorer:
-        "Browse the images in a widget; see `petnb.explorer`."
+    def explore(self, data: ImageData | None = None, **options: Any) -> Explorer:
+        "Browse the images in a widget, and mend labels; see `petnb.explorer`."
         from petnb.explorer import Explorer
 
-        return Explorer(self)
+        return Explorer(self, data, **options)
+
+    def to_html(self, path: str | Path = "report.html", **options: Any) -> Path:
+        "The same view in one file, without a kernel; see `petnb.report`."
+        from petnb.report import write_report
+
+        return write_report(self, path, **options)
 
     def __repr__(self) -> str:
         low, high = wilson_interval(self.accuracy, len(self.targets))
