@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from huggingface_hub import EvalResult, ModelCardData
-from torchmetrics.functional.classification import multiclass_calibration_error
 
+from .calibration import N_BINS, calibration_error, rescaled
 from .inference import Threshold, export
 from .interpretation import Interpretation
 from .learner import Learner, read_header
@@ -26,8 +25,8 @@ from .losses import wilson_interval
 
 # %% auto #0
 __all__ = ['PAGE', 'as_text', 'markdown_table', 'about_data', 'backbone_of', 'versions', 'about_recipe', 'about_history',
-           'share_with_interval', 'about_quality', 'about_classes', 'about_confusions', 'calibration_error',
-           'at_temperature', 'about_calibration', 'card_metadata', 'repeat_text', 'model_card', 'write_model_card']
+           'share_with_interval', 'about_quality', 'about_classes', 'about_confusions', 'about_calibration',
+           'card_metadata', 'repeat_text', 'model_card', 'write_model_card']
 
 # %% ../nbs/09b_model_card.ipynb #05b3a1eb
 def as_text(
@@ -135,9 +134,7 @@ def about_quality(
     interp: Interpretation,  # Of images held out
 ) -> str:  # Markdown
     "Accuracy with its interval, macro accuracy, top 3 and loss."
-    n = len(interp.targets)
-    order = np.argsort(-interp.probs, axis=1)[:, :3]
-    among = float((order == interp.targets[:, None]).any(axis=1).mean())
+    n, among = len(interp.targets), interp.top_k_accuracy(3)
     rows = {
         "accuracy (95 % interval)": share_with_interval(interp.accuracy, n),
         "macro accuracy": f"{interp.macro_accuracy:.1%}",
@@ -150,17 +147,13 @@ def about_quality(
 def about_classes(
     interp: Interpretation,  # Of images held out
 ) -> str:  # Markdown
-    "Each class with its images, its accuracy and the interval; those never shown are marked."
-    right = pd.Series(interp.predictions == interp.targets).groupby(interp.targets)
-    found = pd.DataFrame({"n": right.size(), "share": right.mean()})
-    found = found.reindex(range(len(interp.vocab))).sort_values("share", kind="stable")
+    "Each class with its images, accuracy, interval, and what it is mostly taken for."
+    found = interp.per_class().sort_values("accuracy", kind="stable").reset_index()
     texts = [
-        share_with_interval(share, int(n)) if n > 0 else "not measured"
-        for n, share in zip(found["n"], found["share"], strict=True)
+        share_with_interval(share, n) if n else "not measured"
+        for share, n in zip(found["accuracy"], found["images"], strict=True)
     ]
-    names = [interp.vocab[place] for place in found.index]
-    images = found["n"].fillna(0).astype(int).to_list()
-    return markdown_table(pd.DataFrame({"class": names, "images": images, "accuracy": texts}))
+    return markdown_table(found[["class", "images", "taken for"]].assign(accuracy=texts))
 
 
 def about_confusions(
@@ -174,36 +167,15 @@ def about_confusions(
     return markdown_table(pd.DataFrame(pairs, columns=["actual", "predicted", "times"]))
 
 # %% ../nbs/09b_model_card.ipynb #57e1bf1b
-def calibration_error(
-    probs: np.ndarray,  # n x classes
-    targets: np.ndarray,  # n positions
-    bins: int = 15,  # Of equal width; 15 as in Guo and others (2017)
-) -> float:  # From 0, perfect, to 1
-    "Expected calibration error of the most probable class."
-    found = multiclass_calibration_error(
-        torch.from_numpy(probs), torch.from_numpy(targets), probs.shape[1], bins, "l1"
-    )
-    return float(found)
-
-
-def at_temperature(
-    probs: np.ndarray,  # n x classes
-    temperature: float,  # Divides the scores behind them
-) -> np.ndarray:  # n x classes
-    "The probabilities that the scores would give, divided by a temperature."
-    logits = np.log(np.maximum(probs, np.finfo(np.float32).tiny)) / temperature
-    return np.asarray(torch.from_numpy(logits).softmax(dim=1).numpy())
-
-
 def about_calibration(
     interp: Interpretation,  # Of images held out
     temperature: float = 1.0,  # That the file divides by
 ) -> str:  # Markdown
     "Expected calibration error, with and without the temperature."
     plain = calibration_error(interp.probs, interp.targets)
-    told = f"Expected calibration error (15 bins): {plain:.3f}."
+    told = f"Expected calibration error ({N_BINS} bins): {plain:.3f}."
     if temperature != 1.0:
-        mild = calibration_error(at_temperature(interp.probs, temperature), interp.targets)
+        mild = calibration_error(rescaled(interp, temperature).probs, interp.targets)
         told += f" The file divides scores by {temperature:.3g}, after which it is {mild:.3f}."
     return told
 

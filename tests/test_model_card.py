@@ -5,20 +5,20 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from petnb.calibration import N_BINS, calibration_error, rescaled
 from petnb.data import ImageData
 from petnb.inference import Predictor
 from petnb.interpretation import Interpretation, interpret
 from petnb.learner import Learner, vision_learner
 from petnb.losses import wilson_interval
 from petnb.model_card import (
+    about_calibration,
     as_text,
-    calibration_error,
     markdown_table,
     model_card,
     write_model_card,
@@ -94,7 +94,7 @@ def test_hostile_names_are_text(learn: Learner, interp: Interpretation, name: st
     table = body[body.index("### By class") : body.index("### What it confuses")]
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == len(vocab) + 2
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
     block = yaml.safe_load(card.split("\n---\n")[0])
     assert block["model-index"][0]["name"] == name
 
@@ -103,7 +103,7 @@ def test_a_class_that_was_never_shown(learn: Learner, interp: Interpretation) ->
     seen = interp.targets != 0
     part = Interpretation(interp.probs[seen], interp.targets[seen], interp.losses[seen],
                           interp.items[seen], interp.vocab)  # fmt: skip
-    assert f"| {as_text(interp.vocab[0])} | 0 | not measured |" in model_card(learn, part)
+    assert f"| {as_text(interp.vocab[0])} | 0 |  | not measured |" in model_card(learn, part)
 
 
 def test_an_untrained_learner_has_a_card(learn: Learner, interp: Interpretation) -> None:
@@ -119,10 +119,11 @@ def test_an_unknown_licence_is_said(learn: Learner, interp: Interpretation) -> N
     assert yaml.safe_load(card.split("\n---\n")[0])["license"] == "other"
 
 
-def test_calibration_error_by_hand() -> None:
-    probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], np.float32)
-    targets = np.array([0, 1, 0, 0])  # In the bin at 0.9 half are right, at 0.6 all
-    assert calibration_error(probs, targets) == pytest.approx((0.4 + 0.4) / 2, abs=1e-6)
+def test_calibration_with_and_without_temperature(interp: Interpretation) -> None:
+    plain = calibration_error(interp.probs, interp.targets)
+    assert about_calibration(interp) == f"Expected calibration error ({N_BINS} bins): {plain:.3f}."
+    mild = calibration_error(rescaled(interp, 2.5).probs, interp.targets)
+    assert f"divides scores by 2.5, after which it is {mild:.3f}" in about_calibration(interp, 2.5)
 
 
 def test_tables_keep_their_shape() -> None:
