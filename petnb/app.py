@@ -89,6 +89,8 @@ def gate(
         status.value = "busy with the photograph before; try again in a moment"
     try:
         yield free
+    except ValueError as error:  # Of a file that is no picture, and the like: in words already
+        status.value = str(error)
     except Exception as error:
         logging.getLogger("petnb").warning("on the page", exc_info=True)
         status.value = f"{type(error).__name__}: {error}"

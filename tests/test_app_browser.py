@@ -114,6 +114,19 @@ def test_a_second_upload_waits_for_nobody(learn: Learner, predictor: Predictor) 
     assert page.status.value == "first.jpg"
 
 
+def test_what_nobody_expected_is_on_the_page_and_in_the_log(
+    learn: Learner, predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(images: Any) -> Any:
+        raise RuntimeError("the disk burns")
+
+    page = TryIt(Predictor(predictor.header, fail))
+    upload(page, "a.jpg", Path(learn.data.items["path"][0]).read_bytes())
+    assert page.status.value == "RuntimeError: the disk burns"
+    assert "the disk burns" in caplog.text
+    assert not page.lock.locked()
+
+
 def test_where_it_looks_needs_pytorch(learn: Learner, predictor: Predictor) -> None:
     page = TryIt(Predictor(predictor.header, lambda images: predictor.scorer(images)))
     page.show(learn.data.items["path"][0])
