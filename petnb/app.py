@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from .attention import grad_cam, overlay
-from .inference import ImageLike, Prediction, Predictor, TorchScorer, as_image, views_of
+from .inference import ImageLike, Prediction, Predictor, TorchScorer, open_for, views_of
 
 # %% auto #0
 __all__ = ['WHOLE', 'SEEN', 'HEAT', 'SIDE', 'SURE', 'UNSURE', 'seen_by', 'evidence', 'Bar', 'gate', 'as_png', 'TryIt',
@@ -162,7 +162,7 @@ class TryIt:
     def show(self, image: ImageLike) -> None:
         "Answer for an image. Raises `ValueError` if it is none, and then shows none."
         self.clear()
-        self.image = as_image(image)
+        self.image = open_for(self.predictor, image)
         self.prediction = self.predictor.predict(self.image)
         self.answer.value = self.prediction.answer
         for bar, (name, share) in zip(self.bars, self.prediction.top(len(self.bars)), strict=True):

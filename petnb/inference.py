@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,8 +33,8 @@ from .transforms import Normalize, train_transform, valid_transform, view_seed
 
 # %% auto #0
 __all__ = ['Threshold', 'NOT_SURE', 'ImageLike', 'Scorer', 'BETA', 'thresholds_of', 'export', 'Prediction', 'name_classes',
-           'image_from_bytes', 'image_from_numbers', 'as_image', 'read', 'TorchScorer', 'Predictor', 'blend',
-           'views_of', 'score', 'all_probabilities', 'columns_of', 'row_of', 'predict_table', 'predict_folder',
+           'image_from_bytes', 'image_from_numbers', 'as_image', 'TorchScorer', 'Predictor', 'open_for', 'read',
+           'blend', 'views_of', 'score', 'all_probabilities', 'columns_of', 'row_of', 'predict_table', 'predict_folder',
            'predict', 'write_answers', 'latency', 'timed_step', 'tta']
 
 # %% ../nbs/09_inference.ipynb #eaf29327
@@ -164,16 +165,6 @@ def as_image(
     known = "a path, bytes, a PIL image, an array or a tensor"
     raise ValueError(f"a {type(image).__name__} is no image: give {known}")
 
-
-def read(
-    image: ImageLike,  # Anything that may hold a picture
-) -> Image.Image | str:  # The picture, or what is wrong
-    "As `as_image`, but one that cannot be read becomes a sentence, and the others go on."
-    try:
-        return as_image(image)
-    except (OSError, ValueError) as error:
-        return str(error)
-
 # %% ../nbs/09_inference.ipynb #7cf63afb
 Scorer = Callable[[torch.Tensor], torch.Tensor]  # From n x 3 x h x w, bytes, to n x classes
 
@@ -229,16 +220,17 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        path: str | Path,  # A file of `export` or `learn.save`, or an ONNX file (chapter 09a)
+        path: str | Path,  # A file of `export`, `learn.save` or chapter 09a (ONNX), or a run folder
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
         precision: Precision | None = None,  # None: as it was validated
     ) -> Predictor:
         "The predictor of a model file. Raises `ValueError` if it is not petnb's."
-        if Path(path).suffix == ".onnx":
+        file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+        if file.suffix == ".onnx":
             from petnb.onnx_export import load_onnx
 
-            return load_onnx(path)
-        return cls(read_header(path), TorchScorer(path, device, precision))
+            return load_onnx(file)
+        return cls(read_header(file), TorchScorer(file, device, precision))
 
     def probabilities(
         self, images: Sequence[ImageLike], views: int = 0, batch_size: int = 64
@@ -270,6 +262,33 @@ class Predictor:
 
     def __repr__(self) -> str:
         return f"Predictor: {self.header['architecture']}, {len(self.vocab)} classes"
+
+# %% ../nbs/09_inference.ipynb #14c3eaa6
+def open_for(
+    predictor: Predictor,  # Knows the size
+    image: ImageLike,  # Anything that may hold a picture
+) -> Image.Image:  # In RGB
+    "As `as_image`. Raises `ValueError` for strips that would have too many pixels when scaled."
+    picture, cap = as_image(image), Image.MAX_IMAGE_PIXELS
+    side = predictor.header["size"] / predictor.header["crop_pct"]
+    pixels = side**2 * max(picture.size) / min(picture.size)
+    if cap and pixels > cap:
+        raise ValueError(
+            f"a strip of {picture.width} x {picture.height} pixels would have {pixels:,.0f} when "
+            f"scaled for the model, over the cap of {cap:,}: cut a part out of it"
+        )
+    return picture
+
+
+def read(
+    predictor: Predictor,  # Knows the size
+    image: ImageLike,  # Anything that may hold a picture
+) -> Image.Image | str:  # The picture, or what is wrong
+    "As `open_for`, but one that cannot be read becomes a sentence, and the others go on."
+    try:
+        return open_for(predictor, image)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 # %% ../nbs/09_inference.ipynb #6cfa958b
 BETA = 0.25  # Share of the plain view; fastai's default
@@ -323,7 +342,9 @@ def all_probabilities(
         raise ValueError("no images given")
     size = max(batch_size // (1 + views), 1)
     starts = progress_bar(range(0, len(images), size), "predicting")
-    batches = ([as_image(image) for image in images[start : start + size]] for start in starts)
+    batches = (
+        [open_for(predictor, image) for image in images[start : start + size]] for start in starts
+    )
     return torch.cat([score(predictor, batch, views) for batch in batches])
 
 # %% ../nbs/09_inference.ipynb #ff418fff
@@ -367,7 +388,7 @@ def predict_table(
     with ThreadPoolExecutor(decoding_threads()) as threads:
         for start in progress_bar(range(0, len(images), size), "predicting"):
             batch = images[start : start + size]
-            pictures = list(threads.map(read, batch))
+            pictures = list(threads.map(partial(read, predictor), batch))
             good = [picture for picture in pictures if not isinstance(picture, str)]
             answers = iter(score(predictor, good, views) if good else ())
             for image, got in zip(batch, pictures, strict=True):
@@ -403,7 +424,7 @@ def predict(
         return predict_table(predictor, list(images), top, views)
     if isinstance(images, list | tuple):
         return predict_table(predictor, images, top, views)
-    return predictor.answer(score(predictor, [as_image(images)], views)[0])
+    return predictor.answer(score(predictor, [open_for(predictor, images)], views)[0])
 
 # %% ../nbs/09_inference.ipynb #cf27b0d8
 def write_answers(

@@ -162,15 +162,37 @@ def test_any_bytes_are_an_image_or_a_value_error(content: bytes) -> None:
         as_image(content)
 
 
-@given(st.integers(0, 3), st.integers(0, 40), st.integers(1, 255))
+@given(where=st.integers(0, 3), offset=st.integers(0, 40), flip=st.integers(1, 255))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_damaged_jpeg_never_stops_a_list(where: int, offset: int, flip: int) -> None:
+def test_a_damaged_jpeg_never_stops_a_list(
+    predictor: Predictor, where: int, offset: int, flip: int
+) -> None:
     buffer = io.BytesIO()
     Image.effect_noise((40, 30), 60).save(buffer, "JPEG")
     content = bytearray(buffer.getvalue())
     content[(len(content) * where // 4 + offset) % len(content)] ^= flip
-    found = read(bytes(content))
+    found = read(predictor, bytes(content))
     assert found.startswith("cannot decode") if isinstance(found, str) else found.mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (9000, 2)])
+def test_strips_are_refused_before_they_grow(predictor: Predictor, size: tuple[int, int]) -> None:
+    header = predictor.header | {"size": 224}
+    large = Predictor(header, predictor.scorer)
+    row = large.predict([Image.new("RGB", size)]).iloc[0]
+    assert f"a strip of {size[0]} x {size[1]} pixels" in row["error"]
+    with pytest.raises(ValueError, match="a strip of"):
+        large.predict(Image.new("RGB", size))
+    assert predictor.predict(Image.new("RGB", (1, 1))).label in predictor.vocab
+
+
+def test_a_run_folder_is_loaded_by_its_name(learn: Learner, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    learn.export(tmp_path / "model.safetensors")
+    assert Predictor.load(tmp_path).vocab == learn.data.vocab
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        Predictor.load(empty)
 
 
 def test_numbers_and_bytes_agree() -> None:
