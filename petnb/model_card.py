@@ -26,7 +26,7 @@ from .losses import wilson_interval
 # %% auto #0
 __all__ = ['PAGE', 'as_text', 'markdown_table', 'about_data', 'backbone_of', 'versions', 'about_recipe', 'about_history',
            'share_with_interval', 'about_quality', 'about_classes', 'about_confusions', 'about_calibration',
-           'card_metadata', 'repeat_text', 'model_card', 'write_model_card']
+           'card_metadata', 'picture_of', 'repeat_text', 'model_card', 'write_model_card']
 
 # %% ../nbs/09b_model_card.ipynb #05b3a1eb
 def as_text(
@@ -277,6 +277,16 @@ conditions.
 """
 
 
+def picture_of(
+    folder: Path | None,  # The run folder, if there is one
+    name: str,  # Of a figure that the run may have drawn, such as "confusion_matrix"
+) -> str:  # Markdown; nothing if it was not drawn
+    "A picture beside the page."
+    if not (folder and (folder / "figures" / f"{name}.png").is_file()):
+        return ""
+    return f"\n\n![{name.replace('_', ' ')}](figures/{name}.png)"
+
+
 def repeat_text(
     folder: Path | None,  # The run folder, if there is one
 ) -> str:  # Markdown
@@ -306,7 +316,7 @@ def model_card(
         unsure=unsure,
         quality=about_quality(interp),
         classes=about_classes(interp),
-        confusions=about_confusions(interp),
+        confusions=about_confusions(interp) + picture_of(folder, "confusion_matrix"),
         calibration=about_calibration(interp, temperature),
         data=about_data(learn),
         recipe=about_recipe(learn),

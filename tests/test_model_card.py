@@ -75,6 +75,20 @@ def test_the_folder_is_what_the_hub_wants(
     assert predictor.card == page.read_text("utf-8")
 
 
+def test_figures_and_settings_of_the_run_are_named(
+    learn: Learner, interp: Interpretation, tmp_path: Path
+) -> None:
+    bare = write_model_card(learn, interp, tmp_path).read_text("utf-8")
+    assert "![" not in bare
+    assert "config.toml" not in bare
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "confusion_matrix.png").write_bytes(b"")
+    (tmp_path / "config.toml").write_text("")
+    page = write_model_card(learn, interp, tmp_path).read_text("utf-8")
+    assert "![confusion matrix](figures/confusion_matrix.png)" in page
+    assert "`config.toml` holds every setting" in page
+
+
 def test_no_path_of_this_machine(learn: Learner, interp: Interpretation) -> None:
     card = model_card(learn, interp)
     assert str(learn.data.root.parent) not in card
