@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['N_BINS', 'reliability', 'calibration_error', 'plot_reliability', 'scaled_logs', 'fit_temperature', 'halves',
-           'part_of', 'rescaled', 'Calibration', 'calibrate', 'coverage_curve', 'abstain_threshold', 'plot_coverage']
+           'rescaled', 'Calibration', 'calibrate', 'coverage_curve', 'abstain_threshold', 'plot_coverage']
 
 # %% ../nbs/07b_calibration.ipynb #239a6eb8
 N_BINS = 10  # Of equal width; Guo 2017 has 15, which for a few hundred images is too many
@@ -116,17 +116,6 @@ def halves(
     return first
 
 
-def part_of(
-    interp: Interpretation,  # From `interpret`
-    chosen: np.ndarray,  # n: True for the rows to keep
-) -> Interpretation:
-    "Some rows of an interpretation."
-    features = None if interp.features is None else interp.features[chosen]
-    arrays = {name: getattr(interp, name)[chosen] for name in ("probs", "targets", "losses")}
-    items = interp.items[chosen].reset_index(drop=True)
-    return replace(interp, **arrays, features=features, items=items)
-
-
 def rescaled(
     interp: Interpretation,  # From `interpret`
     temperature: float,  # From `calibrate`
@@ -177,7 +166,7 @@ def calibrate(
         raise ValueError(f"two halves need 2 images or more; there are {len(interp.targets)}")
     first = halves(interp.targets, seed)
     temperature = fit_temperature(interp.probs[first], interp.targets[first])
-    other = part_of(interp, ~first)
+    other = interp.part(~first)
     return Calibration(temperature, n_bins, other, rescaled(other, temperature))
 
 # %% ../nbs/07b_calibration.ipynb #0e5a69c1

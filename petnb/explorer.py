@@ -230,7 +230,7 @@ class Cell:
         self.delete = small_button("trash", "delete from the list", layout)
         self.buttons = widgets.HBox([self.pick, self.keep, self.agree, self.delete])
         self.box = widgets.VBox([self.image, self.caption, self.buttons])
-        self.box.layout = {"width": "160px", "padding": "3px", "border": "2px solid transparent"}
+        self.box.layout = {"width": "158px", "padding": "2px", "border": "2px solid transparent"}
 
     def mark(self, current: bool) -> None:
         "Show whether the keyboard's next key is meant for this cell."
@@ -284,15 +284,15 @@ class Matrix:
                 self.buttons[a, p] = button
                 fields.append(button)
         self.grid = widgets.GridBox(fields)
-        self.grid.layout.grid_template_columns = f"90px repeat({len(self.classes)}, 30px)"
+        self.grid.layout.grid_template_columns = f"86px repeat({len(self.classes)}, 30px)"
         position = {name: k for k, name in enumerate(vocab)}
         pairs = [(f"{a} → {p}: {n}", (position[a], position[p]))
                  for a, p, n in interp.most_confused()]  # fmt: skip
         self.pairs = widgets.Select(options=[(printable(text), pair) for text, pair in pairs],
-                                    value=None, rows=8, layout={"width": "390px"})  # fmt: skip
+                                    value=None, rows=8, layout={"width": "384px"})  # fmt: skip
         self.pairs.observe(lambda change: click(*(change.new or (ANY, ANY))), "value")
         title = widgets.HTML("<b>confusions</b>: click to see those images")
-        self.box = widgets.VBox([title, self.grid, self.pairs], layout={"width": "404px"})
+        self.box = widgets.VBox([title, self.grid, self.pairs], layout={"width": "392px"})
 
     @staticmethod
     def heading(name: str, style: str) -> str:
@@ -655,7 +655,7 @@ def lay_out(
     "Filters, actions and status above, the grid below, and the matrix beside it."
     controls, wrap = explorer.controls, {"flex_flow": "row wrap"}
     grid = widgets.GridBox([cell.box for cell in explorer.cells])
-    grid.layout.grid_template_columns = f"repeat({explorer.columns}, 162px)"
+    grid.layout.grid_template_columns = f"repeat({explorer.columns}, 158px)"
     pages = widgets.HBox([controls.back, controls.forward, controls.looks])
     actions = widgets.HBox([controls.label, *controls.actions.values()], layout=wrap)
     left = widgets.VBox([grid, pages])

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,13 @@ class Interpretation:
     def plot_confusion_matrix(self, **options: Any) -> Axes:
         "Draw the confusion matrix; see `plot_confusion_matrix`."
         return plot_confusion_matrix(self, **options)
+
+    def part(self, rows: np.ndarray) -> Interpretation:
+        "Some of the images: their rows, or True for each that is wanted."
+        items = self.items.iloc[rows].reset_index(drop=True)
+        features = None if self.features is None else self.features[rows]
+        arrays = {name: getattr(self, name)[rows] for name in ("probs", "targets", "losses")}
+        return replace(self, **arrays, items=items, features=features)
 
     def save(self, path: str | Path) -> Path:
         "Keep all of it in one .npz file; see `save`."

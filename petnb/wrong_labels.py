@@ -6,9 +6,54 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+
+from .adviser import linear_probe
+from .data import ImageData
+from .interpretation import Interpretation, interpret
+from .learner import vision_learner
+from .sources import fold_numbers
 
 # %% auto #0
-__all__ = ['class_thresholds', 'label_quality']
+__all__ = ['out_of_fold', 'fold_probabilities', 'class_thresholds', 'label_quality', 'confident_classes', 'confident_joint',
+           'label_issues', 'suspicious_labels', 'cleanlab_issues', 'overlapping_classes', 'closest_across_split']
+
+# %% ../nbs/07c_label_quality.ipynb #aac122f7
+def out_of_fold(
+    data: ImageData,  # All of its images are judged, whatever their side of the split
+    backbone: str = "lite0",  # Pretrained, and kept frozen: it must not have seen these labels
+    n_folds: int = 5,  # Each image is judged by a head that learnt from the other folds
+    seed: int = 42,  # Decides the folds
+) -> Interpretation:  # With features; classes with a single image cannot be judged and are left out
+    "What models say of images whose labels they have not seen."
+    learn = vision_learner(data, backbone, show_progress=False)
+    sides = [side for side in ("train", "valid", "test") if (data.items["split"] == side).any()]
+    parts = [interpret(learn, side, features=True) for side in sides]
+    items = pd.concat([part.items for part in parts], ignore_index=True)
+    targets = np.concatenate([part.targets for part in parts])
+    features = np.concatenate([np.asarray(part.features) for part in parts])
+    folds = fold_numbers(items, n_folds, seed)
+    probs = fold_probabilities(features, targets, folds, len(data.vocab))
+    losses = -np.log(np.maximum(probs[np.arange(len(targets)), targets], 1e-38))
+    judged = folds >= 0
+    kept = items[judged].reset_index(drop=True)
+    answers = (probs[judged], targets[judged], losses[judged], kept)
+    return Interpretation(*answers, data.vocab, "out of fold", features[judged])
+
+# %% ../nbs/07c_label_quality.ipynb #853a8258
+def fold_probabilities(
+    features: np.ndarray,  # n x channels
+    targets: np.ndarray,  # n
+    folds: np.ndarray,  # n: number of the fold; below 0: never asked about
+    n_classes: int,  # Columns of the answer
+) -> np.ndarray:  # n x classes, float32; zeros in rows that are never asked about
+    "Probabilities for each fold from a linear probe that learnt from the others."
+    probs = np.zeros((len(targets), n_classes), dtype=np.float32)
+    for fold in range(folds.max() + 1):
+        asked = folds == fold
+        probe = linear_probe(features.shape[1]).fit(features[~asked], targets[~asked])
+        probs[np.ix_(asked, probe.classes_)] = probe.predict_proba(features[asked])
+    return probs
 
 # %% ../nbs/07c_label_quality.ipynb #fb4824a5
 def class_thresholds(
@@ -21,13 +66,13 @@ def class_thresholds(
     sums = np.bincount(targets, weights=own, minlength=probs.shape[1])
     return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
 
-
+# %% ../nbs/07c_label_quality.ipynb #75700ac9
 def label_quality(
     probs: np.ndarray,  # n x classes; of images the model has not learnt from, or it believes them
     targets: np.ndarray,  # n: the labels as they are given
-    adjust: bool = True,  # Judge each class relative to how sure the model is of it
+    adjust: bool = False,  # Judge each class relative to how sure the model is of it
 ) -> np.ndarray:  # n, from 0 to 1: how much the model believes the label; low ones are suspicious
-    "Self-confidence of each label, adjusted by class thresholds as cleanlab does."
+    "Self-confidence of each label; if asked, adjusted by class thresholds as cleanlab does."
     own = probs[np.arange(len(targets)), targets]
     if not adjust:
         return np.asarray(own, dtype=np.float32)
@@ -36,3 +81,108 @@ def label_quality(
     shifted = own - thresholds[targets] + thresholds.max()
     total = probs.sum(axis=1) - thresholds.sum() + len(thresholds) * thresholds.max()
     return np.asarray(shifted / total, dtype=np.float32)
+
+# %% ../nbs/07c_label_quality.ipynb #da3e4127
+def confident_classes(
+    probs: np.ndarray,  # n x classes
+    targets: np.ndarray,  # n: the labels as they are given
+) -> np.ndarray:  # n: the class an image is confidently of; -1: of none
+    "The most probable of the classes whose threshold an image reaches (Northcutt 2021, eq. 1)."
+    reached = np.where(probs >= class_thresholds(probs, targets) - 1e-6, probs, -1)
+    return np.asarray(np.where((reached >= 0).any(axis=1), reached.argmax(axis=1), -1))
+
+
+def confident_joint(
+    probs: np.ndarray,  # n x classes
+    targets: np.ndarray,  # n: the labels as they are given
+) -> np.ndarray:  # Classes x classes: images with label (row) that are confidently of (column)
+    "Labels that are confirmed (the diagonal) and contradicted, counted."
+    confident, n = confident_classes(probs, targets), probs.shape[1]
+    pairs = targets[confident >= 0] * n + confident[confident >= 0]
+    return np.bincount(pairs, minlength=n * n).reshape(n, n)
+
+# %% ../nbs/07c_label_quality.ipynb #3eb642d7
+def label_issues(
+    interp: Interpretation,  # From `out_of_fold`
+    filter_by: str = "least_believed",  # Or "confident_learning", or a filter of cleanlab's
+) -> pd.DataFrame:  # path, label, suggestion, quality, split; index: row of the interpretation
+    "Labels that are probably wrong, the least believed first."
+    names = np.asarray(interp.vocab, dtype=object)
+    table = pd.DataFrame({"path": interp.items["path"], "label": names[interp.targets]})
+    table["suggestion"] = names[interp.predictions]
+    table["quality"] = label_quality(interp.probs, interp.targets)
+    table["split"] = interp.items["split"]
+    chosen = suspicious_labels(interp, filter_by)
+    listed: pd.DataFrame = table.loc[chosen & (interp.predictions != interp.targets)]
+    return listed.sort_values(by="quality", kind="stable")
+
+
+def suspicious_labels(
+    interp: Interpretation,  # From `out_of_fold`
+    filter_by: str,  # As for `label_issues`
+) -> np.ndarray:  # n: True where a label should be looked at
+    "Which labels a filter chooses."
+    if filter_by not in ("least_believed", "confident_learning"):
+        return cleanlab_issues(interp, filter_by)
+    confident = confident_classes(interp.probs, interp.targets)
+    contradicted = (confident >= 0) & (confident != interp.targets)
+    if filter_by == "confident_learning":
+        return np.asarray(contradicted)
+    ranks = label_quality(interp.probs, interp.targets).argsort(kind="stable").argsort()
+    return np.asarray(ranks < contradicted.sum())
+
+
+def cleanlab_issues(
+    interp: Interpretation,  # From `out_of_fold`
+    filter_by: str,  # "prune_by_noise_rate", "prune_by_class", "both", "predicted_neq_given", ...
+) -> np.ndarray:  # n: True where cleanlab would look again
+    "cleanlab's own choice. Raises `ImportError` where it is not installed."
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError as error:
+        message = f'filter_by={filter_by!r} needs cleanlab: pip install "petnb[clean]"'
+        raise ImportError(message) from error
+    options = {"filter_by": filter_by, "n_jobs": 1}
+    return np.asarray(find_label_issues(interp.targets, interp.probs, **options))
+
+# %% ../nbs/07c_label_quality.ipynb #293294f6
+def overlapping_classes(
+    probs: np.ndarray,  # n x classes, out of fold
+    targets: np.ndarray,  # n: the labels as they are given
+    vocab: list[str],  # Class names
+) -> pd.DataFrame:  # class, other, images, share; pairs that overlap, the largest share first
+    "Pairs of classes whose labels contradict each other, in either direction."
+    joint, counts = confident_joint(probs, targets), np.bincount(targets, minlength=len(vocab))
+    both = joint + joint.T
+    rows = [
+        (vocab[i], vocab[j], int(both[i, j]), both[i, j] / (counts[i] + counts[j]))
+        for i, j in np.argwhere(np.triu(both, 1))
+    ]
+    table = pd.DataFrame(rows, columns=["class", "other", "images", "share"])
+    return table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
+
+# %% ../nbs/07c_label_quality.ipynb #12da1f3e
+def closest_across_split(
+    interp: Interpretation,  # With features of both sides, such as from `out_of_fold`
+    rows: int = 1024,  # Held-out images that are compared at a time, to bound the memory
+) -> pd.DataFrame:  # path, label, twin, twin label, similarity (to 1); the most similar first
+    "For each held-out image the most similar one that is learnt from."
+    if interp.features is None:
+        raise ValueError("there are no features: ask for them with interpret(..., features=True)")
+    learnt = np.flatnonzero(interp.items["split"] == "train")
+    held = np.flatnonzero(interp.items["split"] != "train")
+    if not (len(learnt) and len(held)):
+        told = f"{len(learnt)} to learn from, {len(held)} held out"
+        raise ValueError(f"images of both sides of the split are needed; there are {told}")
+    length = np.linalg.norm(interp.features, axis=1, keepdims=True)
+    unit = interp.features / np.maximum(length, 1e-12)
+    twins, similarities = [], []
+    for start in range(0, len(held), rows):
+        found = unit[held[start : start + rows]] @ unit[learnt].T
+        twins.append(learnt[found.argmax(axis=1)])
+        similarities.append(found.max(axis=1))
+    mine, theirs = interp.items.iloc[held], interp.items.iloc[np.concatenate(twins)]
+    table = mine[["path", "label"]].reset_index(drop=True)
+    table["twin"], table["twin label"] = theirs["path"].to_numpy(), theirs["label"].to_numpy()
+    table["similarity"] = np.concatenate(similarities)
+    return table.sort_values("similarity", ascending=False, kind="stable", ignore_index=True)
