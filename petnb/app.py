@@ -38,7 +38,7 @@ def seen_by(
     square: Image.Image = to_pil_image(views_of(predictor, image, 0)[0])
     return square
 
-
+# %% ../nbs/09c_try_it.ipynb #480df04c
 def evidence(
     predictor: Predictor,  # Of PyTorch, since gradients are needed
     image: Image.Image,  # In RGB
@@ -98,7 +98,7 @@ def gate(
         if free:
             lock.release()
 
-
+# %% ../nbs/09c_try_it.ipynb #8d1c58b5
 def as_png(
     image: Image.Image,  # Any size
     side: int = SIDE,  # Longest side, in pixels

@@ -32,10 +32,10 @@ from .speed import FeatureExtractor, Precision, has_bfloat16
 from .transforms import Normalize, train_transform, valid_transform, view_seed
 
 # %% auto #0
-__all__ = ['Threshold', 'NOT_SURE', 'ImageLike', 'Scorer', 'BETA', 'thresholds_of', 'export', 'Prediction', 'name_classes',
-           'image_from_bytes', 'image_from_numbers', 'as_image', 'TorchScorer', 'Predictor', 'open_for', 'read',
-           'blend', 'views_of', 'score', 'all_probabilities', 'columns_of', 'row_of', 'predict_table', 'predict_folder',
-           'predict', 'write_answers', 'latency', 'timed_step', 'tta']
+__all__ = ['Threshold', 'NOT_SURE', 'Numbers', 'ImageLike', 'Scorer', 'BETA', 'thresholds_of', 'export', 'Prediction',
+           'name_classes', 'image_from_bytes', 'channels_first', 'image_from_numbers', 'as_image', 'TorchScorer',
+           'Predictor', 'open_for', 'read', 'blend', 'views_of', 'score', 'all_probabilities', 'columns_of', 'row_of',
+           'predict_table', 'predict_folder', 'predict', 'write_answers', 'latency', 'timed_step', 'tta']
 
 # %% ../nbs/09_inference.ipynb #eaf29327
 Threshold = float | Mapping[str, float]  # One for all classes, or one for each
@@ -53,7 +53,7 @@ def thresholds_of(
         raise ValueError(f"thresholds are probabilities, from 0 to 1, and not {wrong}")
     return {name: float(given.get(name, 0.0)) for name in vocab}
 
-
+# %% ../nbs/09_inference.ipynb #b76b07fe
 def export(
     learn: Learner,  # Whose model
     path: str | Path,  # The file to write, such as "pets.safetensors"
@@ -94,7 +94,7 @@ class Prediction:
         listed = ", ".join(f"{label} {share:.1%}" for label, share in self.top(3))
         return listed if self.sure else f"{NOT_SURE}: {listed}"
 
-
+# %% ../nbs/09_inference.ipynb #8a5af7ea
 def name_classes(
     probabilities: torch.Tensor,  # One image's, in the order of the vocabulary
     vocab: Sequence[str],  # Class names
@@ -126,25 +126,40 @@ def image_from_bytes(
         raise ImageError(told, reason=reason) from error
 
 # %% ../nbs/09_inference.ipynb #2de98973
-def image_from_numbers(
-    numbers: np.ndarray | torch.Tensor,  # Height x width (x channels), of a tensor channels first
-) -> Image.Image:  # In RGB
-    "Bytes, or fractions from 0 to 1, as a picture. Raises `ValueError` for anything else."
-    array = torch.as_tensor(np.ascontiguousarray(numbers) if isinstance(numbers, np.ndarray)
-                            else numbers.detach().cpu())  # fmt: skip
-    if isinstance(numbers, np.ndarray) and array.ndim == 3:
-        array = array.permute(2, 0, 1)
-    shape = tuple(numbers.shape)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[0] not in (1, 3, 4)):
-        order = "height x width x 3" if isinstance(numbers, np.ndarray) else "3 x height x width"
+Numbers = np.ndarray | torch.Tensor
+
+
+def channels_first(
+    numbers: Numbers,  # An array, height x width (x channels); a tensor, channels first
+) -> torch.Tensor:  # 1, 3 or 4 x height x width
+    "Numbers in a tensor's order. Raises `ValueError` for what has no picture's shape."
+    if isinstance(numbers, np.ndarray):
+        if numbers.dtype.kind not in "biuf":
+            raise ValueError(f"an array of {numbers.dtype} is no image")
+        order, found = "height x width x 3", torch.from_numpy(np.ascontiguousarray(numbers))
+        found = found.permute(2, 0, 1) if found.ndim == 3 else found
+    else:
+        order, found = "3 x height x width", numbers.detach().cpu()
+    found = found[None] if found.ndim == 2 else found
+    if found.ndim != 3 or found.shape[0] not in (1, 3, 4):
+        shape = tuple(numbers.shape)
         raise ValueError(f"an image is {order}, not {shape}; a batch has one dimension more")
-    if array.is_floating_point():
-        if not (array.numel() and array.min() >= 0 and array.max() <= 1):
+    return found
+
+# %% ../nbs/09_inference.ipynb #9b1bbeb7
+def image_from_numbers(
+    numbers: Numbers,  # As `channels_first` takes them: bytes, or fractions from 0 to 1
+) -> Image.Image:  # In RGB
+    "Numbers as a picture. Raises `ValueError` for numbers that could mean several things."
+    found = channels_first(numbers)
+    if found.is_floating_point():
+        if not (found.numel() and found.min() >= 0 and found.max() <= 1):
             raise ValueError("fractions must lie from 0 to 1: give an image before normalisation")
-        array = (array * 255).round().byte()
-    if array.dtype != torch.uint8 or not array.numel():
-        raise ValueError(f"an image is uint8, or fractions from 0 to 1; not {array.dtype}, {shape}")
-    return to_rgb(to_pil_image(array))
+        found = (found * 255).round().byte()
+    if found.dtype != torch.uint8 or not found.numel():
+        told = f"{found.dtype}, {tuple(numbers.shape)}"
+        raise ValueError(f"an image is uint8, or fractions from 0 to 1; not {told}")
+    return to_rgb(to_pil_image(found))
 
 # %% ../nbs/09_inference.ipynb #998459a0
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
@@ -279,7 +294,7 @@ def open_for(
         )
     return picture
 
-
+# %% ../nbs/09_inference.ipynb #b4c613c9
 def read(
     predictor: Predictor,  # Knows the size
     image: ImageLike,  # Anything that may hold a picture
@@ -304,7 +319,7 @@ def blend(
         raise ValueError(f"beta is {beta}; it is a share, from 0 to 1")
     return torch.lerp(augmented, plain, beta)
 
-
+# %% ../nbs/09_inference.ipynb #d2bb470e
 def views_of(
     predictor: Predictor,  # Whose transforms
     image: Image.Image,  # In RGB
@@ -318,7 +333,7 @@ def views_of(
             looks.append(predictor.augment(image))
     return torch.stack(looks)
 
-
+# %% ../nbs/09_inference.ipynb #7b0aa9c2
 def score(
     predictor: Predictor,  # Who is asked
     images: Sequence[Image.Image],  # One batch, decoded
@@ -359,7 +374,7 @@ def columns_of(
     pairs = [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
     return ["path", "answer", *pairs, "error"]
 
-
+# %% ../nbs/09_inference.ipynb #bf12b9ac
 def row_of(
     image: ImageLike,  # Where the answer comes from
     found: Prediction | str,  # The answer, or what was wrong
@@ -373,7 +388,7 @@ def row_of(
     missing = [cell for _ in range(top - len(found.probabilities)) for cell in ("", math.nan)]
     return [path, found.answer, *ranked, *missing, ""]
 
-
+# %% ../nbs/09_inference.ipynb #b741dddc
 def predict_table(
     predictor: Predictor,  # Who is asked
     images: Sequence[ImageLike],  # Any number of them
@@ -410,7 +425,7 @@ def predict_folder(
     rows = [row_of(path, why, top) for path, why in unread]
     return pd.concat([answers, pd.DataFrame(rows, columns=answers.columns)], ignore_index=True)
 
-
+# %% ../nbs/09_inference.ipynb #121f3788
 def predict(
     predictor: Predictor,  # Who is asked
     images: Any,  # A path, bytes, picture, array, tensor; or a list, a folder, a batch of numbers

@@ -36,7 +36,7 @@ def as_text(
     line = html.escape(" ".join(str(value).split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]|#$~])", r"\\\1", line)
 
-
+# %% ../nbs/09b_model_card.ipynb #c965af12
 def markdown_table(
     table: pd.DataFrame,  # Its columns are shown, its index is not
 ) -> str:
@@ -75,7 +75,7 @@ def backbone_of(
     origin = config.get("hf_hub_id") or config.get("url") or "unknown"
     return {"name": name, "origin": str(origin), "licence": config.get("license") or "unknown"}
 
-
+# %% ../nbs/09b_model_card.ipynb #8ad3170a
 def versions(
     names: Sequence[str] = ("petnb", "torch", "torchvision", "timm"),  # Distributions
 ) -> dict[str, str]:  # Of those that are installed
@@ -88,7 +88,7 @@ def versions(
             continue
     return found
 
-
+# %% ../nbs/09b_model_card.ipynb #942a1488
 def about_recipe(
     learn: Learner,  # After training
 ) -> str:  # Markdown
@@ -129,7 +129,7 @@ def share_with_interval(
     low, high = wilson_interval(share, n)
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
 
-
+# %% ../nbs/09b_model_card.ipynb #6130b5c3
 def about_quality(
     interp: Interpretation,  # Of images held out
 ) -> str:  # Markdown
@@ -155,7 +155,7 @@ def about_classes(
     ]
     return markdown_table(found[["class", "images", "taken for"]].assign(accuracy=texts))
 
-
+# %% ../nbs/09b_model_card.ipynb #d090201f
 def about_confusions(
     interp: Interpretation,  # Of images held out
     most: int = 10,  # Pairs that are listed
@@ -276,7 +276,7 @@ The backbone's is {licence} ({origin}). It goes on with the weights; the photogr
 conditions.
 """
 
-
+# %% ../nbs/09b_model_card.ipynb #7e7dd5dd
 def picture_of(
     folder: Path | None,  # The run folder, if there is one
     name: str,  # Of a figure that the run may have drawn, such as "confusion_matrix"
@@ -286,7 +286,7 @@ def picture_of(
         return ""
     return f"\n\n![{name.replace('_', ' ')}](figures/{name}.png)"
 
-
+# %% ../nbs/09b_model_card.ipynb #752a18a4
 def repeat_text(
     folder: Path | None,  # The run folder, if there is one
 ) -> str:  # Markdown
@@ -296,7 +296,7 @@ def repeat_text(
         told = "`config.toml` holds every setting of `petnb train`. " + told
     return told
 
-
+# %% ../nbs/09b_model_card.ipynb #b36de859
 def model_card(
     learn: Learner,  # After training
     interp: Interpretation,  # Of images held out

@@ -112,7 +112,7 @@ class OnnxScorer:
         (found,) = self.session.run(None, {"images": images.numpy()})
         return torch.from_numpy(found)
 
-
+# %% ../nbs/09a_onnx.ipynb #39459f7a
 def load_onnx(
     path: str | Path,  # A file that `export_onnx` wrote
     threads: int | None = None,  # None: as many as PyTorch uses
@@ -138,7 +138,7 @@ def largest_difference(
         if len(batch)
     )
 
-
+# %% ../nbs/09a_onnx.ipynb #31843690
 def export_onnx(
     model: str | Path,  # A file that `export` or `learn.save` wrote
     path: str | Path | None = None,  # The file to write; None: beside it, ending in .onnx

@@ -140,12 +140,17 @@ def test_batches_of_numbers_are_tables(predictor: Predictor, paths: list[str]) -
         (np.full((4, 4, 3), np.nan), "before normalisation"),
         (np.zeros((0, 4, 3), np.uint8), "uint8, or fractions"),
         (np.zeros((0, 4, 3)), "before normalisation"),
+        (np.zeros((4, 4, 3), bool), "not torch.bool"),
+        (np.zeros((4, 4, 3), np.uint16), "not torch.uint16"),
+        (np.array("text"), "an array of <U4 is no image"),
+        (np.zeros((4, 4), object), "an array of object is no image"),
+        (np.float32(1), "a float32 is no image"),
     ],
 )
 def test_nonsense_is_refused_in_words(predictor: Predictor, nonsense: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         predictor.predict(nonsense)
-    if nonsense is not None and not isinstance(nonsense, int):
+    if not isinstance(nonsense, int | None):
         row = predictor.predict([nonsense]).iloc[0]
         assert told in row["error"]
         assert row["answer"] == ""
