@@ -30,7 +30,8 @@ INTRODUCTION = """# Speed of answers
 Written by `python benchmarks/inference.py`. {machine}; {versions}.
 Backbone {backbone}, {size} pixels, {n} classes. Largest difference of a probability between
 PyTorch in float32 and onnxruntime on {images} images: {difference:.1e}.
-Load average at the end {load:.1f}: over the number of cores, only the order of the rows means anything.
+Load average at the end {load:.1f}: over the number of cores, only the order of the rows means
+anything.
 
 ## The network alone, milliseconds an image
 
@@ -71,7 +72,8 @@ def measure(data: ImageData, backbone: str, files: list[Path], kind: str, repeat
         machine=processor(), versions=", ".join(f"{key} {value}" for key, value in used.items()),
         backbone=learn.model.architecture, size=data.size, n=len(data.vocab),
         images=len(plain), difference=float((plain - onnx).abs().max()),
-        load=os.getloadavg()[0], kind=kind, network=as_markdown(network, "by"), steps=as_markdown(medians, "by"),
+        load=os.getloadavg()[0], kind=kind,
+        network=as_markdown(network, "by"), steps=as_markdown(medians, "by"),
     )  # fmt: skip
 
 
