@@ -841,11 +841,11 @@ class Learner:
 
         return interpret(self, split, features)
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, **options: Any) -> Path:
         "One file for `Predictor`; see `petnb.inference`."
         from petnb.inference import export
 
-        return export(self, path)
+        return export(self, path, **options)
 
     def __repr__(self) -> str:
         trained = f"{self.n_epochs} epochs trained"
@@ -908,9 +908,10 @@ def header(
 def write_model(
     learn: Learner,  # Whose model is kept
     path: Path,  # The file; its folder is made if missing
+    **more: Any,  # What else the header shall hold, JSON-able
 ) -> Path:  # The same
     "Write weights and header to one safetensors file, all or nothing (chapter 02f)."
-    return write_tensors(path, learn.model.state_dict(), header(learn))
+    return write_tensors(path, learn.model.state_dict(), header(learn) | more)
 
 
 def read_model(
