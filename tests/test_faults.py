@@ -209,10 +209,11 @@ print(len(seen))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_killed_while_it_saves(tmp_path: Path) -> None:
-    """Twenty kills at random moments: the file and the one before are whole, each time."""
-    done = python(SAVES_FOR_EVER, tmp_path / "1.safetensors", 20)
+    """Twenty kills or more at random moments: the file and the one before are whole, each time."""
+    kills = max(int(os.environ.get("PETNB_KILLS", "5")), 20)
+    done = python(SAVES_FOR_EVER, tmp_path / "1.safetensors", kills)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 10
+    assert int(done.stdout) > kills / 2
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {
         "1.safetensors", "1.previous.safetensors",
     }  # fmt: skip
