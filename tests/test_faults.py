@@ -472,6 +472,25 @@ def test_ctrl_c_in_the_finder(data: ImageData) -> None:
     assert everything(learn) == rest
 
 
+def test_ctrl_c_while_the_finder_puts_back(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The impatient press it twice; what has begun is ended first."""
+    learn = learner(data, head="fastai")
+    before, rest, put_back = weights(learn), everything(learn), random.setstate
+    learn.loss_func = press_ctrl_c_at(3)
+
+    def press_again(state: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        put_back(state)
+
+    monkeypatch.setattr(random, "setstate", press_again)
+    with pytest.raises(KeyboardInterrupt):
+        learn.lr_find()
+    assert same(before, weights(learn))
+    assert everything(learn) == rest
+
+
 WITH_WORKERS = """
 import json, signal, time
 from petnb import ImageData, vision_learner
