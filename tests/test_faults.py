@@ -34,8 +34,6 @@ from petnb.callbacks import SaveModel
 from petnb.learner import Callback, Fit, Learner, NonFiniteError
 from petnb.safe_files import DamagedFileError, previous, read_newest, read_tensors, write_tensors
 
-later = pytest.mark.skip(reason="until chapter 03 writes the files of chapter 02f")
-
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
@@ -235,7 +233,6 @@ def file_limit(n_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", [0, 10, 100_000])
-@later
 def test_no_room_for_a_model(data: ImageData, tmp_path: Path, limit: int) -> None:
     """The file that was there stays, nothing else does, and the message has both numbers."""
     learn = learner(data, path=tmp_path)
@@ -265,7 +262,6 @@ class Fill(Callback):
             self.stack.enter_context(file_limit(1000))
 
 
-@later
 def test_no_room_in_the_middle_of_a_fit(data: ImageData, tmp_path: Path) -> None:
     """The fit ends with the reason; what was learnt is in the learner, what was saved on disk."""
     learn = learner(data, path=tmp_path)
@@ -338,7 +334,6 @@ def test_a_damaged_file_gives_way_to_the_one_before(tmp_path: Path, how: str) ->
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated"])
-@later
 def test_a_damaged_model(data: ImageData, tmp_path: Path, how: str) -> None:
     """It is named and not used, and the learner is as it was."""
     learn = learner(data, path=tmp_path)
@@ -415,7 +410,6 @@ learn.load("stage")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
-@later
 def test_a_data_folder_that_cannot_be_written(data: ImageData, tmp_path: Path) -> None:
     """Check, finder, fit and interpretation need no room beside the images; saving says so."""
     root, home = tmp_path / "pets", str(tmp_path / "home")
@@ -453,6 +447,31 @@ def press_ctrl_c_at(step: int) -> Callable[[Tensor, Tensor], Tensor]:
         return nn.functional.cross_entropy(logits, targets)
 
     return loss
+
+
+def test_ctrl_c_in_a_fit_and_on_from_there(data: ImageData, tmp_path: Path) -> None:
+    """The epoch that was begun is a row of the history; resumed, it is as if nothing had been."""
+    whole, learn = learner(data, path=tmp_path / "a"), learner(data, path=tmp_path / "b")
+    whole.fit(3, 1e-3, checkpoint_every=2)
+    usual, learn.loss_func = learn.loss_func, press_ctrl_c_at(9)  # One call is the validation's
+    with pytest.raises(KeyboardInterrupt) as caught:
+        learn.fit(3, 1e-3)
+    assert "after step 8 of 15" in caught.value.__notes__[0]
+    assert "resume=True" in caught.value.__notes__[0]
+    rows = learn.recorder.history
+    assert len(rows) == 2
+    assert rows["valid_loss"].isna().tolist() == [False, True]
+    assert rows["train_loss"][1] == pytest.approx(np.mean(learn.recorder.losses[5:]))
+    again = learner(data, path=tmp_path / "b")
+    calls = press_ctrl_c_at(9)
+    calls.__name__ = usual.__name__
+    again.loss_func = calls
+    with pytest.raises(KeyboardInterrupt):
+        again.fit(3, 1e-3, checkpoint_every=2)
+    again.loss_func = usual
+    again.fit(3, 1e-3, checkpoint_every=2, resume=True)
+    assert same(weights(whole), weights(again))
+    assert whole.recorder.losses == again.recorder.losses
 
 
 def everything(learn: Learner) -> list[str]:
@@ -564,7 +583,6 @@ def test_a_walk_that_was_broken_off(
 # -- No number (32) ------------------------------------------------------------------------------
 
 
-@later
 def test_not_a_number_keeps_the_best_on_disk(data: ImageData, tmp_path: Path) -> None:
     learn, saving, calls = learner(data, path=tmp_path), SaveModel("best"), iter(range(10_000))
 
@@ -579,3 +597,22 @@ def test_not_a_number_keeps_the_best_on_disk(data: ImageData, tmp_path: Path) ->
     assert all(torch.isfinite(tensor).all() for tensor in weights(learn).values())
     kept, _ = read_tensors(tmp_path / "best.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+# -- Too little memory (33) ----------------------------------------------------------------------
+
+
+def test_too_little_memory_is_explained(data: ImageData) -> None:
+    """What to change is said; nothing is changed."""
+    learn, calls = learner(data), iter(range(10_000))
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        return nn.functional.cross_entropy(logits, targets)
+
+    learn.loss_func = loss
+    with pytest.raises(torch.OutOfMemoryError, match=r"20\.00 GiB") as caught:
+        learn.fit(1, 1e-3)
+    assert "batch_size=10 with fit(..., accumulate=20)" in caught.value.__notes__[0]
+    assert (learn.data.batch_size, learn.n_steps, learn.n_epochs) == (20, 2, 0)

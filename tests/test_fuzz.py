@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save as to_bytes
 
+from petnb import Predictor, vision_learner
 from petnb.data import ImageData, ImageError, glance, open_image
 from petnb.doctor import measure
+from petnb.learner import Learner, header
 from petnb.safe_files import DamagedFileError, fingerprint, read_tensors, write_tensors
 from petnb.sources import check_edits
 
@@ -301,3 +303,56 @@ def test_forged_headers(text: str) -> None:
         found, error = outcome(lambda: read_tensors(path), DamagedFileError)
         assert str(path) in str(error) if error else same_tensors(found[0])
         assert error or type(found[1]) is dict
+
+
+STRANGE: dict[str, list[Any]] = {
+    "architecture": ["../resnet10t", "hf-hub:someone/something", "local-dir:/etc", "", "resnet18"],
+    "head": ["other", "", "fastai"],
+    "vocab": [
+        [],
+        ["a"],
+        ["a"] * 10,
+        list(range(10)),
+        [None] * 10,
+        "abcdefghij",
+        [f"{n}" for n in range(11)],
+    ],
+    "size": [0, -1, 10**9, 1e9, 10**400, True, "224"],
+    "crop_pct": [0, -1, 1e9, float("nan"), 1e-300],
+    "mean": [[], [0.5], [0.5] * 4, ["a"] * 3, [[0.5]] * 3],
+    "std": [[], [0.0] * 3, [-1.0] * 3, [float("nan")] * 3],
+    "precision": ["int8", "", "bfloat16 "],
+    "format": [99, -1, 10**400],
+    "n_epochs": [-1, 0.5, "1"],
+    "history": [[1], {"a": 1}, [[]]],
+}
+
+
+@pytest.fixture(scope="module")
+def learn() -> Learner:
+    data = ImageData.drawn_pets(images_per_breed=12, pixels=128, size=32, workers=0)
+    return vision_learner(data, "resnet10t", pretrained=False, show_progress=False)
+
+
+@tries(80)
+@given(st.sampled_from(sorted(STRANGE)), st.one_of(st.none(), st.integers(0, 9)), JSON)
+def test_forged_models(learn: Learner, name: str, which: int | None, value: Any) -> None:
+    """Refused by the file's name, before a weight has moved, or good for an answer."""
+    forged_header = header(learn)
+    if which is None:
+        forged_header[name] = value
+    elif which == 9:
+        del forged_header[name]
+    else:
+        forged_header[name] = STRANGE[name][which % len(STRANGE[name])]
+    before = {name: tensor.clone() for name, tensor in learn.model.state_dict().items()}
+    picture = Image.new("RGB", (40, 30), "red")
+    with TemporaryDirectory() as folder:
+        learn.path = Path(folder)
+        path = write_tensors(learn.path / "1.safetensors", learn.model.state_dict(), forged_header)
+        predictor, _ = outcome(lambda: Predictor.load(path), ValueError)
+        assert predictor is None or predictor.predict(picture).label
+        _, error = outcome(lambda: learn.load("1"), ValueError)
+        assert error is None or str(path) in str(error)
+    after = learn.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
