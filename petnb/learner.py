@@ -838,11 +838,11 @@ class Learner:
 
         return advise(self, **options)
 
-    def interpret(self, split: str = "valid") -> Interpretation:
+    def interpret(self, split: str = "valid", features: bool = False) -> Interpretation:
         "What the model gets right and wrong; see `petnb.interpretation`."
         from petnb.interpretation import interpret
 
-        return interpret(self, split)
+        return interpret(self, split, features)
 
     def export(self, path: str | Path) -> Path:
         "One file for `Predictor`; see `petnb.inference`."
