@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
@@ -47,7 +48,7 @@ __all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FORMAT', 'settings_at', 'Callb
            'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'pieces',
            'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
            'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
-           'header', 'write_model', 'read_header', 'model_file', 'save', 'load_weights', 'load']
+           'header', 'write_file', 'write_model', 'read_header', 'model_file', 'save', 'load_weights', 'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -67,6 +68,7 @@ class Callback:
     "Something that is told how a fit goes. Override the moments that you care about."
 
     order: int = 50  # Who is told first: the recorder has 0, the progress 90
+    once: bool = False  # Of several processes (chapter 03d), only the first tells it
 
     def before_fit(self, fit: Fit) -> None:
         "Before the first step."
@@ -142,6 +144,10 @@ class Fit:
             self.learning = LearningModel(learn.model, inputs, learn.precision, rest)
             learn.choices["training"] = str(self.learning)
         return self.learning
+
+    def images_in(self, batch: Batch) -> int:
+        "Images of a batch, over all processes (chapter 03d)."
+        return self.learn.processes.total(len(batch[1]))
 
     def tell(self, moment: str) -> None:
         "Call this moment's method of each callback."
@@ -300,7 +306,7 @@ def history_table(
 class Progress(Callback):
     "A bar with the time that is left, and a row for each epoch."
 
-    order = 90
+    order, once = 90, True
 
     def before_fit(self, fit: Fit) -> None:
         self.first_row = len(fit.learn.recorder.rows)
@@ -348,14 +354,21 @@ def training_batches(
     learn, batches = fit.learn, epoch_batches(fit.learn.data.train)
     view = epoch if fit.views is None else epoch % fit.views
     batches.set_epoch(epoch, view)
+    batches.share = learn.processes.share
+    learn.processes.check(batches)
+    shares = batches.parts(epoch)
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
     key = (learn.features_key(learn.data.train, digest), view, fit.size) if reused else None
     kept = learn.store.get(key) if key else None
-    if kept:
-        for positions in np.array_split(batches.order(epoch), len(batches)):
-            yield kept[0][positions].to(learn.device), kept[1][positions].to(learn.device)
+    if key and learn.processes.agree(kept is not None):
+        kept = learn.processes.exchange(kept or (), batches, epoch)
+        learn.store.put(key, kept)
+        mine = np.sort(np.concatenate(shares))
+        for positions in shares:
+            rows = np.searchsorted(mine, positions)
+            yield kept[0][rows].to(learn.device), kept[1][rows].to(learn.device)
         return
     extractor, found = None, []
     for images, targets in timed(fit, learn.data.train):
@@ -366,8 +379,8 @@ def training_batches(
         if key and learn.store.has_room(inputs, len(batches)):
             found.append((inputs.cpu(), targets))
         yield inputs, targets.to(learn.device)
-    if found:
-        learn.store.put(key, in_order(found, batches.order(epoch)))
+    if found and len(found) == len(batches):
+        learn.store.put(key, (*in_order(found, np.concatenate(shares)), torch.tensor(epoch)))
 
 
 def timed(
@@ -387,7 +400,7 @@ def timed(
 
 def in_order(
     found: Sequence[Batch],  # Batches in the order of an epoch
-    order: np.ndarray,  # Positions of the images in that order
+    order: np.ndarray,  # Positions of these images in that order
 ) -> Batch:  # All of them, by position
     "Undo the shuffling of an epoch."
     places = torch.from_numpy(np.argsort(order))
@@ -457,7 +470,7 @@ def steps_per_epoch(
     "How often the weights move in an epoch. Raises `ValueError` if `accumulate` is below 1."
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}; it is a number of images, 1 or more")
-    return sum(1 for _ in gather(epoch_batches(learn.data.train), accumulate, len))
+    return sum(1 for _ in gather(epoch_batches(learn.data.train).whole(0), accumulate, len))
 
 # %% ../nbs/03_learner.ipynb #435b6901
 class NonFiniteError(ArithmeticError):
@@ -501,10 +514,11 @@ def train_step(
     position = fit.step / fit.n_steps
     settings = settings_at(position, fit.lrs, fit.schedule, fit.momentum)
     fit.settings = set_rates(fit.optimizer, settings)
-    fit.n_images = sum(len(targets) for _, targets in batches)
-    torch.manual_seed(view_seed(learn.seed, learn.n_steps, 0))
+    fit.n_images = sum(map(fit.images_in, batches))
+    torch.manual_seed(view_seed(learn.seed, learn.n_steps, learn.processes.rank))
     fit.optimizer.zero_grad()
-    fit.loss = sum(backward(fit, inputs, targets) for inputs, targets in batches)
+    loss = sum(backward(fit, inputs, targets) for inputs, targets in batches)
+    fit.loss = learn.processes.add_up(learn.model, loss)
     clip_gradient(fit)
     fit.optimizer.step()
     fit.step += 1
@@ -519,7 +533,7 @@ def train_epoch(
     fit.tell("before_epoch")
     learn.model.train()
     inputs = training_batches(fit, learn.n_epochs)
-    for batches in gather(inputs, fit.accumulate, lambda batch: len(batch[1])):
+    for batches in gather(inputs, fit.accumulate, fit.images_in):
         train_step(fit, batches)
         fit.seen += fit.n_images
         fit.tell("after_step")
@@ -565,6 +579,7 @@ def fit(
     if not clip > 0:
         raise ValueError(f"clip is {clip}; it is a length over 0, or inf for none")
     shown = [Progress()] if learn.show_progress else []
+    told = [c for c in (learn.recorder, *shown, *callbacks) if learn.processes.first or not c.once]
     run = Fit(
         learn,
         n_epochs,
@@ -573,7 +588,7 @@ def fit(
         rates(lr, len(learn.groups)),
         schedule or (lambda position: 1.0),
         momentum if callable(momentum) else (lambda position: float(momentum)),
-        sorted([learn.recorder, *shown, *callbacks], key=lambda callback: callback.order),
+        sorted(told, key=lambda callback: callback.order),
         accumulate=accumulate,
         clip=clip,
         mix=mixing(len(learn.data.vocab), mixup, cutmix),
@@ -598,22 +613,26 @@ def get_preds(
     learn.model.eval()
     part = whole_body(learn.model)
     digest = part.digest()
-    key = (learn.features_key(loader, digest), epoch_batches(loader).view)
+    order = epoch_batches(loader)
+    order.share = learn.processes.share
+    key = (learn.features_key(loader, digest), order.view)
     if kept := learn.store.get(key):
-        batches = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
-        return torch.cat([learn.model.head(batch).cpu() for batch in batches]), kept[1]
-    extractor, logits, found, targets = None, [], [], []
+        parts = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
+        scores = torch.cat([learn.model.head(some).cpu() for some in parts])
+        return learn.processes.join(order, scores, kept[1])
+    logits, targets = [torch.empty(0, len(learn.data.vocab))], [torch.empty(0, dtype=torch.long)]
+    extractor, found = None, []
     for images, expected in progress_bar(loader, "predicting"):
         prepared = learn.prepare(images)
         extractor = extractor or learn.feature_extractor(part, prepared, digest)
         features = extractor(prepared)
         logits.append(learn.model.head(features).cpu())
         targets.append(expected)
-        if learn.store.has_room(features, len(loader)) and not epoch_batches(loader).shuffle:
+        if learn.store.has_room(features, len(loader)) and not order.shuffle:
             found.append(features.cpu())
-    if found:
+    if found and len(found) == len(order):
         learn.store.put(key, (torch.cat(found), torch.cat(targets)))
-    return torch.cat(logits), torch.cat(targets)
+    return learn.processes.join(order, torch.cat(logits), torch.cat(targets))
 
 
 def validate(
@@ -647,6 +666,9 @@ class Learner:
         cache_bytes: int = 2**30,  # Memory for features that are kept; 0: none are
         pages: bool = True,  # Keep freed memory (`keep_pages`), for the whole process
     ):
+        from petnb.distributed import join_processes
+
+        self.processes = join_processes()
         self.device = torch.device(device or default_device())
         self.data, self.metrics = data, tuple(metrics)
         self.loss_func: Score = (
@@ -661,6 +683,7 @@ class Learner:
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
+        self.processes.prepare(self)
 
     @property
     def groups(self) -> list[list[nn.Parameter]]:
@@ -854,10 +877,10 @@ def header(
     }
 
 
-def write_model(
+def write_file(
     learn: Learner,  # Whose model is kept
     path: Path,  # The file; its folder is made if missing
-) -> Path:  # The same
+) -> None:
     "Write weights and header to one safetensors file, all or nothing."
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous().cpu() for name, t in learn.model.state_dict().items()}
@@ -868,6 +891,14 @@ def write_model(
     finally:
         with suppress(FileNotFoundError):
             unfinished.unlink()
+
+
+def write_model(
+    learn: Learner,  # Whose model is kept
+    path: Path,  # The file; its folder is made if missing
+) -> Path:  # The same
+    "Write the model's file; of several processes, the first does and the others wait for it."
+    learn.processes.once(partial(write_file, learn, path))
     return path
 
 
