@@ -63,8 +63,8 @@ def test_losses_are_those_of_one_process(fit: str, alone: dict[str, Any], severa
     assert other["images"] == one["images"]
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-4)
     np.testing.assert_allclose(other["norms"], one["norms"], rtol=1e-3)
-    frames = [pd.DataFrame(found["rows"]) for found in (other, one)]
-    pd.testing.assert_frame_equal(*frames, rtol=1e-4)
+    two, rows = pd.DataFrame(other["rows"]), pd.DataFrame(one["rows"])
+    pd.testing.assert_frame_equal(two, rows, rtol=1e-4)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -131,8 +131,8 @@ def test_the_finder_sees_the_same_curve_and_restores(alone: dict[str, Any], seve
     for found in several:
         assert found["finder"]["restored"]
         assert found["finder"]["losses"] == several[0]["finder"]["losses"]
-        losses = [one["finder"]["losses"][:n] for one in (found, alone)]
-        np.testing.assert_allclose(*losses, rtol=1e-3)
+        losses, expected = (one["finder"]["losses"][:n] for one in (found, alone))
+        np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("n_processes", [1, 2, 3, 8])
@@ -223,4 +223,4 @@ def test_the_command_trains_in_several_processes(tmp_path: Path) -> None:
         assert main(["train", *options, "--out", str(out), "--processes", str(n_processes)]) == 0
         assert (out / "model.safetensors").is_file()
         histories.append(pd.read_csv(out / "history.csv").drop(columns="seconds"))
-    pd.testing.assert_frame_equal(*histories, rtol=1e-3)
+    pd.testing.assert_frame_equal(histories[1], histories[0], rtol=1e-3)

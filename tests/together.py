@@ -64,11 +64,11 @@ def torch_gradients(learn: Learner, n_images: int) -> dict[str, float]:
     torch.nn.init.normal_(head[1].weight, std=0.1, generator=dice)
     whole = torch.autograd.grad(F.cross_entropy(head(inputs), targets), list(head.parameters()))
     wrapped = DistributedDataParallel(head)
-    F.cross_entropy(wrapped(inputs[mine]), targets[mine]).backward()
+    F.cross_entropy(wrapped(inputs[mine]), targets[mine]).backward()  # type: ignore[no-untyped-call]
     theirs = [p.grad.clone() for p in head.parameters() if p.grad is not None]
     learn.model.zero_grad()
     loss = F.cross_entropy(head(inputs[mine]), targets[mine], reduction="sum") / n_images
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     processes.add_up(learn.model, loss.item())
     ours = [p.grad for p in head.parameters() if p.grad is not None]
     learn.model.zero_grad()
@@ -83,7 +83,13 @@ def main(out: Path, drawings: Path) -> None:
     """Everything that needs processes, in one start of them."""
     torch.set_num_threads(1)
     processes = join_processes()
-    options = {"images_per_breed": 5, "pixels": 64, "size": 64, "workers": 0, "root": drawings}
+    options: dict[str, Any] = {
+        "images_per_breed": 5,
+        "pixels": 64,
+        "size": 64,
+        "workers": 0,
+        "root": drawings,
+    }
     data = processes.in_turn(lambda: ImageData.drawn_pets(batch_size=11, **options))
     quiet: dict[str, Any] = {"show_progress": False, "precision": "float32"}
     found: dict[str, Any] = {"rank": processes.rank, "n": processes.n}
@@ -140,7 +146,13 @@ class Kill(Callback):
 
 def killed(out: Path, drawings: Path) -> None:
     """A fit of two processes, of which one is lost; what the other says of it is written down."""
-    options = {"images_per_breed": 5, "pixels": 64, "size": 64, "workers": 0, "root": drawings}
+    options: dict[str, Any] = {
+        "images_per_breed": 5,
+        "pixels": 64,
+        "size": 64,
+        "workers": 0,
+        "root": drawings,
+    }
     data = join_processes().in_turn(lambda: ImageData.drawn_pets(batch_size=16, **options))
     learn = vision_learner(data, path=out / "models", show_progress=False)
     try:
