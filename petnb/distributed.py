@@ -406,8 +406,8 @@ def launch(
     except SignalException as error:
         raise KeyboardInterrupt from error
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        rank, code = min(codes.items(), key=lambda item: (item[1] >= 0, item[0]))
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         raise ConnectionError(
             f"process {rank} of {n_processes} ended {how}, so the run is over. "
