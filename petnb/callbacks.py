@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
+from torch import Tensor
 
 from .data import in_notebook
 from .learner import Callback, Fit, Recorder, load_weights
@@ -61,6 +62,12 @@ class EarlyStopping(Callback):
     def before_fit(self, fit: Fit) -> None:
         self.best, self.waited = Best(self.monitor, self.min_delta), 0
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"best": self.best.value, "waited": self.waited}, {}
+
+    def restore(self, fit: Fit, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.best.value, self.waited = state["best"], state["waited"]
+
     def after_epoch(self, fit: Fit) -> None:
         self.waited = 0 if self.best.improved(fit.scores) else self.waited + 1
         if self.waited >= self.patience:
@@ -86,6 +93,13 @@ class SaveModel(Callback):
 
     def before_fit(self, fit: Fit) -> None:
         self.best, self.saved = Best(self.monitor, self.min_delta), []
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"best": self.best.value, "saved": self.saved}, {}
+
+    def restore(self, fit: Fit, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.best.value = state["best"]
+        self.saved = [(epoch, name) for epoch, name in state["saved"]]
 
     def save(self, fit: Fit, name: str) -> None:
         "Write the weights and note it."
@@ -122,6 +136,13 @@ class WeightAverage(Callback):
     def before_fit(self, fit: Fit) -> None:
         self.average = ModelEmaV3(fit.learn.model, decay=self.decay, use_warmup=True)
         self.swapped = False
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"swapped": self.swapped}, self.average.module.state_dict()
+
+    def restore(self, fit: Fit, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.average.module.load_state_dict(tensors)
+        self.swapped = state["swapped"]
 
     def before_epoch(self, fit: Fit) -> None:
         if self.swapped:

@@ -5,22 +5,16 @@
 # %% ../nbs/03_learner.ipynb #5dce2111
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -34,6 +28,7 @@ from .learning_body import LearningModel
 from .losses import FocalLoss, LabelSmoothing, Score, accuracy, macro_accuracy, mixing
 from .model import Classifier, HeadName, batch_norms, create_classifier, summary
 from .optimizers import MakeOptimizer, Rate, Settings, create_optimizer, rates, set_rates
+from .safe_files import read_newest, write_tensors
 from .transforms import CROP_PCT, Normalize, epoch_batches, view_seed
 
 if TYPE_CHECKING:
@@ -48,7 +43,7 @@ __all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FORMAT', 'settings_at', 'Callb
            'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'pieces',
            'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
            'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
-           'header', 'write_file', 'write_model', 'read_header', 'model_file', 'save', 'load_weights', 'load']
+           'header', 'write_model', 'read_model', 'read_header', 'model_file', 'save', 'load_weights', 'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -88,6 +83,13 @@ class Callback:
     def after_fit(self, fit: Fit) -> None:
         "At the end, also when it came early."
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        "What must be known to go on in another process (chapter 03b): JSON-able, and tensors."
+        return {}, {}
+
+    def restore(self, fit: Fit, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        "Take back what `state` gave; `before_fit` was called."
+
 
 @dataclass
 class Fit:
@@ -108,7 +110,9 @@ class Fit:
     size: int | None = None  # Side to which batches are scaled before they are used
     epoch: int = 0  # Epochs done
     step: int = 0  # Steps done
+    first_step: int = 0  # Of this epoch
     seen: int = 0  # Images of this epoch that earlier steps have used
+    n_batches: int = 0  # Batches of this epoch that they have used
     n_images: int = 0  # In this step
     waited: float = 0.0  # Seconds spent waiting for the loader
     loss: float = math.nan  # Of this step
@@ -141,7 +145,8 @@ class Fit:
         part, learn = self.frozen_part(), self.learn
         if self.learning is None:
             rest = part.rest if part else None
-            self.learning = LearningModel(learn.model, inputs, learn.precision, rest)
+            precision = learn.asked_precision("training")
+            self.learning = LearningModel(learn.model, inputs, precision, rest)
             learn.choices["training"] = str(self.learning)
         return self.learning
 
@@ -179,7 +184,7 @@ class Recorder(Callback):
         self.began = time.perf_counter()
 
     def before_epoch(self, fit: Fit) -> None:
-        self.epoch_began, self.first_step = time.perf_counter(), fit.step
+        self.epoch_began = time.perf_counter()
 
     def after_step(self, fit: Fit) -> None:
         self.losses.append(fit.loss)
@@ -191,10 +196,26 @@ class Recorder(Callback):
         self.waited = fit.waited
 
     def after_epoch(self, fit: Fit) -> None:
-        losses, images = self.losses[self.first_step :], self.images[self.first_step :]
-        mean_loss = float(np.average(losses, weights=images))
-        row = {"epoch": len(self.rows), "train_loss": mean_loss, **fit.scores}
+        self.add_row(fit, fit.scores)
+
+    def after_fit(self, fit: Fit) -> None:
+        if fit.n_batches:  # Stopped within an epoch: what there is of it is kept
+            self.add_row(fit, {"valid_loss": math.nan})
+
+    def add_row(self, fit: Fit, scores: dict[str, float]) -> None:
+        "The mean loss of this epoch's steps, and what the validation found."
+        losses, images = self.losses[fit.first_step :], self.images[fit.first_step :]
+        mean_loss = float(np.average(losses, weights=images)) if losses else math.nan
+        row = {"epoch": len(self.rows), "train_loss": mean_loss, **scores}
         self.rows.append({**row, "seconds": time.perf_counter() - self.epoch_began})
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        kept = ("rows", "losses", "lrs", "moms", "norms", "images", "times")
+        return {name: getattr(self, name) for name in kept}, {}
+
+    def restore(self, fit: Fit, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        vars(self).update(state)
+        self.began -= self.times[-1] if self.times else 0.0
 
     @property
     def history(self) -> pd.DataFrame:
@@ -342,6 +363,9 @@ class Progress(Callback):
     def after_fit(self, fit: Fit) -> None:
         self.bar.close()
 
+    def restore(self, fit: Fit, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.bar.update(fit.step)
+
 # %% ../nbs/03_learner.ipynb #d1d0d9a5
 Batch = tuple[Tensor, Tensor]  # Images, n x 3 x h x w, or features; n positions in the vocabulary
 
@@ -353,7 +377,7 @@ def training_batches(
     "What the trained part of the model receives in an epoch, batch by batch, on its device."
     learn, batches = fit.learn, epoch_batches(fit.learn.data.train)
     view = epoch if fit.views is None else epoch % fit.views
-    batches.set_epoch(epoch, view)
+    batches.set_epoch(epoch, view, fit.n_batches)
     batches.share = learn.processes.share
     learn.processes.check(batches)
     shares = batches.parts(epoch)
@@ -366,7 +390,7 @@ def training_batches(
         kept = learn.processes.exchange(kept or (), batches, epoch)
         learn.store.put(key, kept)
         mine = np.sort(np.concatenate(shares))
-        for positions in shares:
+        for positions in shares[fit.n_batches :]:
             rows = np.searchsorted(mine, positions)
             yield kept[0][rows].to(learn.device), kept[1][rows].to(learn.device)
         return
@@ -529,14 +553,17 @@ def train_epoch(
     fit: Fit,  # The state of the run
 ) -> None:
     "One pass through the training images, in an order and with views that are this epoch's own."
-    learn, fit.seen = fit.learn, 0
+    learn = fit.learn
     fit.tell("before_epoch")
+    fit.first_step = fit.first_step if fit.n_batches else fit.step
     learn.model.train()
     inputs = training_batches(fit, learn.n_epochs)
     for batches in gather(inputs, fit.accumulate, fit.images_in):
         train_step(fit, batches)
         fit.seen += fit.n_images
+        fit.n_batches += len(batches)
         fit.tell("after_step")
+    fit.seen = fit.n_batches = 0
     learn.n_epochs += 1
     fit.epoch += 1
     fit.tell("before_validate")
@@ -554,6 +581,8 @@ class FitOptions(TypedDict, total=False):
     mixup: float
     cutmix: float
     views: int | None
+    checkpoint_every: int
+    resume: bool
 
 
 def fit(
@@ -570,6 +599,8 @@ def fit(
     mixup: float = 0.0,  # Parameter of MixUp's Beta distribution; 0: none
     cutmix: float = 0.0,  # The same for CutMix; both: one of the two for each batch
     views: int | None = None,  # Views of each image that are used in turn; None: ever new ones
+    checkpoint_every: int = 0,  # Steps from one checkpoint to the next (chapter 03b); 0: none
+    resume: bool = False,  # Go on from this fit's last checkpoint, if there is one
 ) -> None:
     "Train for `n_epochs`, validating after each. Raises `ValueError` if nothing can train."
     if n_epochs < 1:
@@ -578,8 +609,12 @@ def fit(
         raise ValueError(f"views is {views}; it is a number of views, 1 or more, or None")
     if not clip > 0:
         raise ValueError(f"clip is {clip}; it is a length over 0, or inf for none")
-    shown = [Progress()] if learn.show_progress else []
-    told = [c for c in (learn.recorder, *shown, *callbacks) if learn.processes.first or not c.once]
+    told = [learn.recorder, *([Progress()] if learn.show_progress else []), *callbacks]
+    if checkpoint_every or resume:
+        from petnb.resume import Checkpoint
+
+        told.append(Checkpoint(checkpoint_every, resume))
+    told = [callback for callback in told if learn.processes.first or not callback.once]
     run = Fit(
         learn,
         n_epochs,
@@ -599,6 +634,10 @@ def fit(
             run.tell("before_fit")
             while run.epoch < n_epochs and not run.stop:
                 train_epoch(run)
+        except KeyboardInterrupt as stopped:
+            stopped.add_note(f"after step {run.step} of {run.n_steps}: the weights are as they "
+                "were then; with checkpoint_every=... a fit can go on by resume=True")  # fmt: skip
+            raise
         finally:
             learn.model.eval()
             run.tell("after_fit")
@@ -682,7 +721,9 @@ class Learner:
         self.extractors: dict[str, tuple[Any, speed.FeatureExtractor]] = {}  # By part of the body
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
+        self.fixed: dict[str, speed.Precision] = {}  # Precisions that a checkpoint prescribes
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
+        self.n_checkpointed = 0  # Fits with checkpoints so far
         self.processes.prepare(self)
 
     @property
@@ -702,12 +743,17 @@ class Learner:
     ) -> speed.FeatureExtractor:
         "Computes what follows a part that has this digest now; measured on images."
         made_for, extractor = self.extractors.get(part.name, (None, None))
-        if extractor is None or made_for != (digest, self.precision):
-            extractor = speed.FeatureExtractor(part.module, images, self.precision, part.name)
-            self.extractors[part.name] = (digest, self.precision), extractor
+        precision = self.asked_precision("features")
+        if extractor is None or made_for != (digest, precision):
+            extractor = speed.FeatureExtractor(part.module, images, precision, part.name)
+            self.extractors[part.name] = (digest, precision), extractor
             what = "frozen part" if part.rest else "features"
             self.choices[what] = str(extractor.arithmetic)
         return extractor
+
+    def asked_precision(self, what: Literal["features", "training"]) -> speed.Precision:
+        "What a checkpoint prescribes for it, or else what the user asked for."
+        return self.fixed.get(what, self.precision)
 
     @property
     def chosen_precision(self) -> speed.Precision:
@@ -718,7 +764,7 @@ class Learner:
     def features_key(self, loader: DataLoader[Batch], digest: str) -> tuple[Any, ...]:
         "All that the features of a loader's images depend on, but for their view."
         dataset: Any = loader.dataset
-        return digest, self.precision, dataset.fingerprint()
+        return digest, self.asked_precision("features"), dataset.fingerprint()
 
     def summary(self) -> pd.DataFrame:
         "Parameters of each group, and how many train."
@@ -877,45 +923,31 @@ def header(
     }
 
 
-def write_file(
-    learn: Learner,  # Whose model is kept
-    path: Path,  # The file; its folder is made if missing
-) -> None:
-    "Write weights and header to one safetensors file, all or nothing."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.contiguous().cpu() for name, t in learn.model.state_dict().items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, unfinished, metadata={"petnb": json.dumps(header(learn))})
-        os.replace(unfinished, path)
-    finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
-
-
 def write_model(
     learn: Learner,  # Whose model is kept
     path: Path,  # The file; its folder is made if missing
 ) -> Path:  # The same
-    "Write the model's file; of several processes, the first does and the others wait for it."
-    learn.processes.once(partial(write_file, learn, path))
+    """Write weights and header to one safetensors file, all or nothing (chapter 02f). Of several
+    processes, the first writes, and the others wait for it."""
+    learn.processes.once(lambda: str(write_tensors(path, learn.model.state_dict(), header(learn))))
     return path
+
+
+def read_model(
+    path: str | Path,  # A file that petnb wrote
+) -> tuple[dict[str, Tensor], dict[str, Any]]:  # Weights by name, and the header
+    "A whole and unchanged model file; if it is damaged, the one before, with a warning."
+    tensors, found = read_newest(Path(path))
+    if found.get("format", 0) > FORMAT:
+        raise ValueError(f"{path} has format {found['format']}; this petnb reads up to {FORMAT}")
+    return tensors, found
 
 
 def read_header(
     path: str | Path,  # A file that petnb wrote
 ) -> dict[str, Any]:
     "The header of a model file. Raises `ValueError` if it is not petnb's."
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no model file {path}")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            found: dict[str, Any] = json.loads(file.metadata()["petnb"])
-    except Exception as error:
-        raise ValueError(f"{path} is not a model file of petnb: {error}") from error
-    if found["format"] > FORMAT:
-        raise ValueError(f"{path} has format {found['format']}; this petnb reads up to {FORMAT}")
-    return found
+    return read_model(path)[1]
 
 # %% ../nbs/03_learner.ipynb #9e14ad59
 def model_file(
@@ -940,7 +972,7 @@ def load_weights(
 ) -> dict[str, Any]:  # The file's header
     "Take back the weights alone. Raises `ValueError` where model or classes are others."
     path = model_file(learn, name)
-    found, expected = read_header(path), header(learn)
+    (weights, found), expected = read_model(path), header(learn)
     for key in ("architecture", "head"):
         if found[key] != expected[key]:
             raise ValueError(f"{path} has {key} {found[key]!r}, this learner has {expected[key]!r}")
@@ -951,7 +983,7 @@ def load_weights(
             f"{path} was trained on another vocabulary; only there: {only_there}, "
             f"only here: {only_here}"
         )
-    learn.model.load_state_dict(load_file(path), strict=True)
+    learn.model.load_state_dict(weights, strict=True)
     return found
 
 

@@ -216,12 +216,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         self.n_images, self.batch_size, self.shuffle = n_images, batch_size, shuffle
-        self.seed, self.epoch, self.view = seed, 0, 0
+        self.seed, self.epoch, self.view, self.skip = seed, 0, 0, 0
         self.share = (0, 1)  # Which part of each batch this process takes, of how many (03d)
 
-    def set_epoch(self, epoch: int, view: int | None = None) -> None:
-        "Choose the epoch whose order the next walk has, and that whose views; None: the same."
-        self.epoch, self.view = epoch, epoch if view is None else view
+    def set_epoch(self, epoch: int, view: int | None = None, skip: int = 0) -> None:
+        "Choose the order of the next walk, its views (None: the same epoch's) and where it begins."
+        self.epoch, self.view, self.skip = epoch, epoch if view is None else view, skip
 
     def order(self, epoch: int) -> np.ndarray:
         "Positions of the images in the order in which `epoch` sees them."
@@ -243,7 +243,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return [np.array_split(batch, of)[number] for batch in self.whole(epoch)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.parts(self.epoch):
+        skip, self.skip = self.skip, 0  # For one walk only
+        for batch in self.parts(self.epoch)[skip:]:
             if len(batch):
                 yield [(self.view, int(index)) for index in batch]
 

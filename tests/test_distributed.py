@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from together import killed
+from together import killed, resumed
 
 from petnb.cli import main
 from petnb.distributed import Processes, buckets, launch
@@ -195,14 +195,22 @@ def test_buckets_keep_kinds_apart_and_lose_nothing() -> None:
 # -- When one is lost ----------------------------------------------------------------------------
 
 
-def test_a_killed_process_ends_the_run_and_harms_no_file(tmp_path: Path, folder: Path) -> None:
+def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bits(
+    tmp_path: Path, folder: Path, several: Found
+) -> None:
+    if len(several) != 2:
+        pytest.skip("killed in two processes")
     with pytest.raises(ConnectionError, match="process 1 of 2 ended by SIGKILL, so the run is ov"):
         launch(2, killed, tmp_path, folder / "drawings")
     if (tmp_path / "lost").exists():  # Unless the engine has ended it before it noticed
         sentence = (tmp_path / "lost").read_text(encoding="utf-8")
         assert "process 0 of 2 lost another one, so the run is over" in sentence
     assert read_header(tmp_path / "models" / "kept_0.safetensors")["n_epochs"] == 1
-    assert not list((tmp_path / "models").glob(".*.part"))
+    assert not list((tmp_path / "models").rglob("*.part"))
+    launch(2, resumed, tmp_path, folder / "drawings")
+    for rank in range(2):
+        found = json.loads((tmp_path / f"resumed-{rank}").read_text(encoding="utf-8"))
+        assert found == several[rank]["long fit"]
 
 
 def test_the_command_says_what_is_wrong_in_several_processes(

@@ -124,6 +124,7 @@ def main(out: Path, drawings: Path) -> None:
 
     if processes.n == 2:
         learn = vision_learner(data, **quiet)
+        found["long fit"] = told(long_fit(out / "long", drawings))
         found["gradient"] = {str(n): torch_gradients(learn, n) for n in (16, 17)}
         seed = 42 + processes.rank
         other = ImageData.drawn_pets(batch_size=11, seed=seed, **options)
@@ -144,22 +145,35 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def long_fit(out: Path, drawings: Path, *callbacks: Callback) -> Learner:
+    """A fit with checkpoints, which goes on from the last one."""
+    options: dict[str, Any] = {"images_per_breed": 5, "pixels": 64, "size": 64, "workers": 0}
+    data = join_processes().in_turn(
+        lambda: ImageData.drawn_pets(batch_size=16, root=drawings, **options)
+    )
+    learn = vision_learner(data, path=out / "models", show_progress=False, precision="float32")
+    saving = SaveModel("kept", every_epoch=1)
+    options = {"callbacks": [saving, *callbacks], "checkpoint_every": 2, "resume": True}
+    learn.fit_one_cycle(3, views=1, **options)
+    return learn
+
+
 def killed(out: Path, drawings: Path) -> None:
     """A fit of two processes, of which one is lost; what the other says of it is written down."""
-    options: dict[str, Any] = {
-        "images_per_breed": 5,
-        "pixels": 64,
-        "size": 64,
-        "workers": 0,
-        "root": drawings,
-    }
-    data = join_processes().in_turn(lambda: ImageData.drawn_pets(batch_size=16, **options))
-    learn = vision_learner(data, path=out / "models", show_progress=False)
+    torch.set_num_threads(1)
     try:
-        learn.fit(3, callbacks=[SaveModel("kept", every_epoch=1), Kill()])
+        long_fit(out, drawings, Kill())
     except ConnectionError as error:
         (out / "lost").write_text(str(error), encoding="utf-8")
         raise
+
+
+def resumed(out: Path, drawings: Path) -> None:
+    """The same fit, once more, to its end."""
+    torch.set_num_threads(1)
+    learn = long_fit(out, drawings)
+    found = json.dumps(told(learn))
+    (out / f"resumed-{learn.processes.rank}").write_text(found, encoding="utf-8")
 
 
 if __name__ == "__main__":
