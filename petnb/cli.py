@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ import petnb
 
 if TYPE_CHECKING:
     from petnb.data import ImageData
+    from petnb.distributed import Processes
     from petnb.interpretation import Interpretation
     from petnb.learner import Learner
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['read_data', 'new_run_folder', 'to_toml', 'write_run', 'train', 'predict', 'add_train', 'add_predict', 'make_parser',
-           'main']
+__all__ = ['read_data', 'new_run_folder', 'to_toml', 'write_run', 'train', 'one_of_several', 'train_here', 'predict', 'add_train',
+           'add_predict', 'make_parser', 'main', 'run_command']
 
 # %% ../nbs/10_cli.ipynb #f4cb71cd
 def read_data(
@@ -96,18 +98,43 @@ def write_run(
 def train(
     arguments: argparse.Namespace,  # Of `petnb train`
 ) -> None:
+    "Train in this process, or in several (chapter 03d), of which the first tells how it goes."
+    from petnb.distributed import join_processes, launch
+
+    processes = join_processes()
+    if processes.n == 1 < arguments.processes:
+        launch(arguments.processes, one_of_several, arguments)
+    elif processes.first:
+        train_here(arguments, processes)
+    else:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            train_here(arguments, processes)
+
+
+def one_of_several(
+    arguments: argparse.Namespace,  # Of `petnb train`
+) -> None:
+    "What each process does that `train` starts. Ends it with a code if something goes wrong."
+    if code := run_command(arguments):
+        raise SystemExit(code)
+
+
+def train_here(
+    arguments: argparse.Namespace,  # Of `petnb train`
+    processes: Processes,  # That train together, or one alone
+) -> None:
     "Head, range test, everything; then tell what came of it."
     from petnb.learner import vision_learner
 
-    data = read_data(arguments)
+    data = processes.in_turn(lambda: read_data(arguments))
     print(data)
     learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
-    folder = new_run_folder(arguments.out)
+    folder = Path(processes.once(lambda: str(new_run_folder(arguments.out))))
     learn.path = folder
     settings = vars(arguments) | {"size": data.size, "backbone": learn.model.architecture}
     settings = {name: value for name, value in settings.items() if name not in ("run", "debug")}
     config = to_toml({"version": petnb.__version__, **settings})
-    (folder / "config.toml").write_text(config, encoding="utf-8")
+    processes.once(lambda: (folder / "config.toml").write_text(config, encoding="utf-8"))
     print(f"{learn.summary().to_string()}\n\nThe head alone, epochs by 1cycle: {arguments.epochs}")
     learn.fit_one_cycle(arguments.epochs, arguments.lr)
     learn.save("head")
@@ -119,7 +146,7 @@ def train(
         learn.unfreeze()
         learn.fit_one_cycle(arguments.fine_tune_epochs, slice(low, high))
     interp = learn.interpret()
-    write_run(learn, interp, found, folder)
+    processes.once(lambda: write_run(learn, interp, found, folder))
     print("\nMost confused (actual, predicted, times):")
     for actual, predicted, times in interp.most_confused()[:10]:
         print(f"  {actual:28} {predicted:28} {times}")
@@ -176,6 +203,7 @@ def add_train(commands: Any) -> None:
         help="highest rates of the first and of the last group (default: 1e-6 1e-4)")  # fmt: skip
     add("--seed", type=int, default=42, help="same seed, same result (default: 42)")
     add("--workers", type=int, help="processes that load images (default: by the cores)")
+    add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
     add("--out", help="the run folder (default: runs/ and the time)")
     parser.set_defaults(run=train)
 
@@ -211,7 +239,13 @@ def main(
     arguments: Sequence[str] | None = None,  # None: those of the command line
 ) -> int:  # Exit code: 0 is success
     "Run the command."
-    parsed = make_parser().parse_args(arguments)
+    return run_command(make_parser().parse_args(arguments))
+
+
+def run_command(
+    parsed: argparse.Namespace,  # A command and its arguments
+) -> int:  # Exit code: 0 is success
+    "Run it, and tell in a line what went wrong."
     os.environ.setdefault("MPLBACKEND", "Agg")  # Figures go to files; no window is needed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # Each line is seen at once, in a log too
