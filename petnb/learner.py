@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FORMAT', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss',
-           'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'pieces',
-           'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
+__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FITTING', 'FORMAT', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth',
+           'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order',
+           'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
            'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
            'header', 'write_model', 'read_header', 'model_file', 'save', 'load_weights', 'load']
 
@@ -542,6 +543,9 @@ class FitOptions(TypedDict, total=False):
     views: int | None
 
 
+FITTING = threading.RLock()  # Held while a fit runs, so that nothing disturbs it meanwhile
+
+
 def fit(
     learn: Learner,  # Whose model is trained
     n_epochs: int,  # How often each training image is seen
@@ -579,7 +583,7 @@ def fit(
         mix=mixing(len(learn.data.vocab), mixup, cutmix),
         views=views,
     )
-    with torch.random.fork_rng():
+    with FITTING, torch.random.fork_rng():
         try:
             run.tell("before_fit")
             while run.epoch < n_epochs and not run.stop:
@@ -790,11 +794,11 @@ class Learner:
 
         return interpret(self, split)
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, **options: Any) -> Path:
         "One file for `Predictor`; see `petnb.inference`."
         from petnb.inference import export
 
-        return export(self, path)
+        return export(self, path, **options)
 
     def __repr__(self) -> str:
         trained = f"{self.n_epochs} epochs trained"
@@ -857,13 +861,14 @@ def header(
 def write_model(
     learn: Learner,  # Whose model is kept
     path: Path,  # The file; its folder is made if missing
+    **more: Any,  # What else the header shall hold, JSON-able
 ) -> Path:  # The same
     "Write weights and header to one safetensors file, all or nothing."
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous().cpu() for name, t in learn.model.state_dict().items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, unfinished, metadata={"petnb": json.dumps(header(learn))})
+        save_file(tensors, unfinished, metadata={"petnb": json.dumps(header(learn) | more)})
         os.replace(unfinished, path)
     finally:
         with suppress(FileNotFoundError):
