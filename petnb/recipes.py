@@ -5,7 +5,9 @@
 # %% ../nbs/09d_recipes.ipynb #01a40efd
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
 
 from .callbacks import ProgressiveResizing, WeightAverage
 from .fine_tuning import freeze, unfreeze
@@ -13,40 +15,80 @@ from .learner import Callback, Learner
 from .schedules import fit_one_cycle
 
 # %% auto #0
-__all__ = ['Recipe', 'train_head', 'helpers', 'train_everything']
+__all__ = ['RECIPES', 'Recipe', 'find_recipe', 'check_recipe', 'train_head', 'callbacks_of', 'train_everything', 'follow']
 
 # %% ../nbs/09d_recipes.ipynb #a202975e
 @dataclass(frozen=True)
 class Recipe:
     "How to train, in numbers; the defaults are those of the article's two stages."
 
-    head_epochs: int = 4  # Epochs of the head alone
-    head_lr: float = 3e-3  # Highest rate of the head in that stage
-    epochs: int = 2  # Epochs in which everything trains; 0: the body stays as it is
-    lr: tuple[float, float] = (1e-6, 1e-4)  # Highest rates then: of the first group, of the head
-    start_size: int | None = None  # Side of the images at first; None: full size from the start
-    mixup: float = 0.0  # Parameter of MixUp's Beta distribution, while everything trains
-    average: float | None = None  # Share that the average of the weights keeps; None: no average
-    tta: int = 0  # Augmented views that are asked besides the plain one at the end
+    epochs: int = 4  # Epochs of the head alone
+    lr: float = 3e-3  # Highest rate of the head in that stage
+    fine_tune_epochs: int = 2  # Epochs in which everything trains; 0: the body stays as it is
+    fine_tune_lr: tuple[float, float] = (1e-6, 1e-4)  # Highest rates then: first group, head
+    start_size: int = 0  # Side of the images at first, while everything trains; 0: full size
+    mixup: float = 0.0  # Parameter of MixUp's Beta distribution then; 0: no mixing
+    average: float = 0.0  # Share that the moving average of the weights keeps; 0: no average
+    tta: int = 0  # Augmented views that are asked at the end, beside the plain one
 
-# %% ../nbs/09d_recipes.ipynb #76f59fb6
+
+RECIPES = {
+    "fast": Recipe(fine_tune_epochs=0),
+    "article": Recipe(),
+    "best": Recipe(fine_tune_epochs=6, fine_tune_lr=(1e-5, 1e-3), start_size=128, tta=4),
+}
+
+# %% ../nbs/09d_recipes.ipynb #530f1a08
+def find_recipe(
+    name: str,  # "fast", "article" or "best"
+    **changes: Any,  # Other numbers; None: as in the recipe
+) -> Recipe:
+    "The recipe of that name with some numbers changed. Raises `ValueError` for other names."
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
+        raise ValueError(f"no recipe is called {name!r}; {hint}")
+    recipe = replace(RECIPES[name], **{k: v for k, v in changes.items() if v is not None})
+    check_recipe(recipe)
+    return recipe
+
+# %% ../nbs/09d_recipes.ipynb #0ebb1d26
+def check_recipe(
+    recipe: Recipe,  # Any
+) -> None:
+    "Raises `ValueError` that names the number, its value and what it may be."
+    allowed = {
+        "epochs": (recipe.epochs >= 1, "1 or more"),
+        "lr": (recipe.lr > 0, "over 0"),
+        "fine_tune_epochs": (recipe.fine_tune_epochs >= 0, "0 (none) or more"),
+        "fine_tune_lr": (min(recipe.fine_tune_lr) > 0, "two rates over 0"),
+        "start_size": (recipe.start_size >= 0, "0 (full size) or a side in pixels"),
+        "mixup": (recipe.mixup >= 0, "0 (none) or more"),
+        "average": (0 <= recipe.average < 1, "0 (none) or a share below 1"),
+        "tta": (recipe.tta >= 0, "0 (none) or a number of views"),
+    }
+    for name, (fine, expected) in allowed.items():
+        if not fine:
+            raise ValueError(f"{name} is {getattr(recipe, name)}; it is {expected}")
+
+# %% ../nbs/09d_recipes.ipynb #cb662c06
 def train_head(
     learn: Learner,  # Whose model is trained
     recipe: Recipe,  # How
 ) -> None:
     "The first stage: the head alone, on a frozen body."
     freeze(learn)
-    fit_one_cycle(learn, recipe.head_epochs, recipe.head_lr)
+    fit_one_cycle(learn, recipe.epochs, recipe.lr)
 
-
-def helpers(
+# %% ../nbs/09d_recipes.ipynb #3f6419d3
+def callbacks_of(
     recipe: Recipe,  # How to train
 ) -> list[Callback]:  # For one fit
-    "The callbacks that the second stage needs."
+    "What the second stage needs besides epochs and rates."
     found: list[Callback] = []
-    if recipe.start_size is not None:
+    if recipe.start_size:
         found.append(ProgressiveResizing(recipe.start_size))
-    if recipe.average is not None:
+    if recipe.average:
         found.append(WeightAverage(recipe.average))
     return found
 
@@ -55,9 +97,21 @@ def train_everything(
     learn: Learner,  # Whose head is trained already
     recipe: Recipe,  # How
 ) -> None:
-    "The second stage: head and body, at discriminative rates. None, if it has no epochs."
-    if recipe.epochs:
-        unfreeze(learn)
-        rate = slice(*recipe.lr)
-        options = {"mixup": recipe.mixup, "callbacks": helpers(recipe)}
-        fit_one_cycle(learn, recipe.epochs, rate, **options)
+    "The second stage: head and body, at discriminative rates; nothing, if it has no epochs."
+    if not recipe.fine_tune_epochs:
+        return
+    unfreeze(learn)
+    rate, callbacks = slice(*recipe.fine_tune_lr), callbacks_of(recipe)
+    fit_one_cycle(learn, recipe.fine_tune_epochs, rate, mixup=recipe.mixup, callbacks=callbacks)
+
+# %% ../nbs/09d_recipes.ipynb #51f26e69
+def follow(
+    learn: Learner,  # Fresh from `vision_learner`
+    recipe: str | Recipe = "article",  # A name or a recipe of your own
+) -> Learner:  # The same learner, trained
+    "Train by a recipe, from head to end."
+    chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_recipe(chosen)
+    train_head(learn, chosen)
+    train_everything(learn, chosen)
+    return learn
