@@ -5,27 +5,41 @@
 # %% ../nbs/07_interpretation.ipynb #6c4c0ca3
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import confusion_matrix
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.sparse import csr_array
+from scipy.spatial.distance import squareform
+from sklearn.metrics import classification_report, confusion_matrix
 from torch.nn import functional as F
 
 from .data import show_images
 from .learner import Learner, get_preds
-from .losses import wilson_interval
+from .losses import TopAccuracy, wilson_interval
 from .transforms import make_loader
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from petnb.calibration import Calibration
+    from petnb.comparison import Comparison
+    from petnb.data import ImageData
     from petnb.explorer import Explorer
 
 # %% auto #0
-__all__ = ['Interpretation', 'from_logits', 'interpret', 'caption', 'plot_top_losses', 'plot_confusion_matrix']
+__all__ = ['INTERPRETATION_FORMAT', 'MOST_NUMBERS', 'Interpretation', 'check_parts', 'from_logits', 'interpret', 'watch_head',
+           'save', 'load', 'show_results', 'mark', 'show_rows', 'caption', 'plot_top_losses', 'plot_confusion_matrix',
+           'paint_shares', 'write_numbers', 'mistakes_of', 'name_classes', 'mean_probabilities', 'similarity_order',
+           'choose_classes', 'per_class', 'plot_per_class']
 
 # %% ../nbs/07_interpretation.ipynb #c262fc96
 @dataclass
@@ -37,6 +51,12 @@ class Interpretation:
     losses: np.ndarray  # n, float32: minus the logarithm of the right answer's probability
     items: pd.DataFrame  # n rows: path, label, split
     vocab: list[str]  # Class names
+    split: str = "valid"  # The side of the split they are from
+    features: np.ndarray | None = None  # n x channels, float32: what the head received, if asked
+    root: Path | None = None  # Folder of the images, where it is known; the file does not keep it
+
+    def __post_init__(self) -> None:
+        check_parts(self)
 
     @property
     def predictions(self) -> np.ndarray:
@@ -53,6 +73,11 @@ class Interpretation:
         "How often each class is recognised, averaged over the classes that occur."
         right = pd.Series(self.predictions == self.targets)
         return float(right.groupby(self.targets).mean().mean())
+
+    def top_k_accuracy(self, k: int = 5) -> float:
+        "Share of the images whose right answer is among the `k` most probable ones."
+        scores, targets = torch.from_numpy(self.probs), torch.from_numpy(self.targets)
+        return float(TopAccuracy(k)(scores, targets))
 
     def table(self) -> pd.DataFrame:
         "A row an image; `probability` is of the actual class, `confidence` of the prediction."
@@ -86,19 +111,79 @@ class Interpretation:
         pairs.sort(key=lambda pair: -counts[pair])
         return [(self.vocab[a], self.vocab[p], int(counts[a, p])) for a, p in pairs]
 
+    def per_class(self) -> pd.DataFrame:
+        "A row a class: images, accuracy with its interval, precision; see `per_class`."
+        return per_class(self)
+
+    def classification_report(self) -> str:
+        "Precision, recall and F1 of each class, as scikit-learn prints them."
+        named = {"labels": range(len(self.vocab)), "target_names": self.vocab}
+        # A class that never occurs has no recall, and one that is never named no precision: nan
+        return str(
+            classification_report(self.targets, self.predictions, zero_division=np.nan, **named)
+        )
+
     def plot_top_losses(self, k: int = 9) -> np.ndarray:
         "Draw the `k` images with the largest loss."
         return plot_top_losses(self, k)
 
-    def plot_confusion_matrix(self) -> Axes:
-        "Draw the confusion matrix."
-        return plot_confusion_matrix(self)
+    def show_results(self, n: int = 10, seed: int = 42) -> np.ndarray:
+        "Draw `n` images, chosen by chance, with prediction and actual class."
+        return show_results(self, n, seed)
 
-    def explore(self) -> Explorer:
-        "Browse the images in a widget; see `petnb.explorer`."
+    def plot_confusion_matrix(self, **options: Any) -> Axes:
+        "Draw the confusion matrix; see `plot_confusion_matrix`."
+        return plot_confusion_matrix(self, **options)
+
+    def plot_per_class(self, worst: int = 20) -> Axes:
+        "Draw the accuracy of the hardest classes; see `plot_per_class`."
+        return plot_per_class(self, worst)
+
+    def calibrate(self, **options: Any) -> Calibration:
+        "Whether its probabilities can be believed, and a temperature; see `petnb.calibration`."
+        from petnb.calibration import calibrate
+
+        return calibrate(self, **options)
+
+    def compare(self, other: Interpretation) -> Comparison:
+        "What a newer model does otherwise on the same images; see `petnb.comparison`."
+        from petnb.comparison import compare_models
+
+        return compare_models(self, other)
+
+    def label_quality(self) -> np.ndarray:
+        "How much the model believes each label, from 0 to 1; see `petnb.wrong_labels`."
+        from petnb.wrong_labels import label_quality
+
+        return label_quality(self.probs, self.targets)
+
+    def part(self, rows: np.ndarray) -> Interpretation:
+        "Some of the images: their rows, or True for each that is wanted."
+        items = self.items.iloc[rows].reset_index(drop=True)
+        features = None if self.features is None else self.features[rows]
+        arrays = {name: getattr(self, name)[rows] for name in ("probs", "targets", "losses")}
+        return replace(self, **arrays, items=items, features=features)
+
+    def save(self, path: str | Path) -> Path:
+        "Keep all of it in one .npz file; see `save`."
+        return save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Interpretation:
+        "Take back what `save` kept; see `load`."
+        return load(path)
+
+    def explore(self, data: ImageData | None = None, **options: Any) -> Explorer:
+        "Browse the images in a widget, and mend labels; see `petnb.explorer`."
         from petnb.explorer import Explorer
 
-        return Explorer(self)
+        return Explorer(self, data, **options)
+
+    def to_html(self, path: str | Path = "report.html", **options: Any) -> Path:
+        "The same view in one file, without a kernel; see `petnb.report`."
+        from petnb.report import write_report
+
+        return write_report(self, path, **options)
 
     def __repr__(self) -> str:
         low, high = wilson_interval(self.accuracy, len(self.targets))
@@ -107,27 +192,154 @@ class Interpretation:
             f"(95 % interval {low:.1%} to {high:.1%}), macro accuracy {self.macro_accuracy:.1%}"
         )
 
+# %% ../nbs/07_interpretation.ipynb #64673fd0
+def check_parts(
+    interp: Interpretation,  # Just made
+) -> None:
+    "Raise `ValueError` if there are no images, or if the parts are not of one length."
+    n, shape = len(interp.items), interp.probs.shape
+    if n == 0:
+        raise ValueError(f"there are no images on the side {interp.split!r} to interpret")
+    if shape != (n, len(interp.vocab)):
+        raise ValueError(f"probs are {shape}; {n} items, {len(interp.vocab)} classes are here")
+    parts = {"targets": interp.targets, "losses": interp.losses, "features": interp.features}
+    for name, part in parts.items():
+        if part is not None and len(part) != n:
+            raise ValueError(f"{len(part)} {name} for {n} items")
+    if not 0 <= interp.targets.min() <= interp.targets.max() < len(interp.vocab):
+        raise ValueError(f"targets are not all from 0 to {len(interp.vocab) - 1}")
+
 # %% ../nbs/07_interpretation.ipynb #b7039c22
 def from_logits(
     logits: torch.Tensor,  # n x classes
     targets: torch.Tensor,  # n positions in `vocab`
     items: pd.DataFrame,  # n rows: path, label, split
     vocab: list[str],  # Class names
+    split: str = "valid",  # The side of the split they are from
+    features: np.ndarray | None = None,  # n x channels, if they are to be kept
 ) -> Interpretation:
     "Probabilities and losses of scores that are already there."
-    probs = logits.softmax(dim=1).numpy()
-    losses = F.cross_entropy(logits, targets, reduction="none").numpy()
-    return Interpretation(probs, targets.numpy(), losses, items, vocab)
+    probs = logits.float().softmax(dim=1).numpy()
+    losses = F.cross_entropy(logits.float(), targets, reduction="none").numpy()
+    return Interpretation(probs, targets.numpy(), losses, items, vocab, split, features)
 
 
 def interpret(
     learn: Learner,  # Whose model is asked
-    split: str = "valid",  # "valid", or "train" to look for wrong labels
+    split: str = "valid",  # "valid"; or "train" to look for wrong labels, or "test"
+    features: bool = False,  # Keep what the head receives, n x channels; a map is averaged
 ) -> Interpretation:
     "Ask the model about every image of one side of the split, without augmentation."
-    loader = make_loader(learn.data, split, augment=False)
-    logits, targets = get_preds(learn, loader)
-    return from_logits(logits, targets, learn.data.on_side(split), learn.data.vocab)
+    items = learn.data.on_side(split)
+    if items.empty:
+        sides = ", ".join(sorted(set(learn.data.items["split"])))
+        raise ValueError(f"no image is on the side {split!r}; the data's sides are: {sides}")
+    with watch_head(learn, features) as seen:
+        logits, targets = get_preds(learn, make_loader(learn.data, split, augment=False))
+    found = torch.cat(seen).numpy() if features else None
+    interp = from_logits(logits, targets, items, learn.data.vocab, split, found)
+    interp.root = learn.data.root
+    return interp
+
+# %% ../nbs/07_interpretation.ipynb #e0c549eb
+@contextmanager
+def watch_head(
+    learn: Learner,  # Whose head is watched
+    wanted: bool = True,  # False: nothing is kept
+) -> Iterator[list[torch.Tensor]]:  # Grows: one tensor a batch, rows x channels, on the CPU
+    "Keep what goes into the head as long as this lasts; of a map, the mean over its places."
+    seen: list[torch.Tensor] = []
+
+    def keep(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if wanted:
+            found = inputs[0].detach().float()
+            seen.append((found.mean(dim=(2, 3)) if found.ndim == 4 else found).cpu())
+
+    handle = learn.model.head.register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+# %% ../nbs/07_interpretation.ipynb #d677bd06
+INTERPRETATION_FORMAT = 1  # Raised when the file's meaning changes
+
+
+def save(
+    interp: Interpretation,  # From `interpret`
+    path: str | Path,  # The file; its folder is made if missing
+) -> Path:  # The same
+    "Write everything to one .npz file, all or nothing."
+    path = Path(path)
+    columns = {name: interp.items[name].tolist() for name in ("path", "label", "split")}
+    told = {"format": INTERPRETATION_FORMAT, "vocab": interp.vocab, "split": interp.split}
+    text = json.dumps({**told, "items": columns}).encode("ascii")
+    arrays = {name: getattr(interp, name) for name in ("probs", "targets", "losses")}
+    if interp.features is not None:
+        arrays["features"] = interp.features
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez_compressed(file, petnb=np.frombuffer(text, np.uint8), **arrays)
+        os.replace(unfinished, path)
+    finally:
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
+    return path
+
+# %% ../nbs/07_interpretation.ipynb #8895fe60
+def load(
+    path: str | Path,  # A file that `save` wrote
+) -> Interpretation:
+    "Read a file of `save`. Raises `ValueError` if it is not one, or of a later petnb."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no interpretation at {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        told = json.loads(arrays.pop("petnb").tobytes())
+        number = int(told["format"])
+    except Exception as error:  # Damaged archives raise nearly anything
+        raise ValueError(f"{path} is no interpretation that petnb saved: {error}") from error
+    if number > INTERPRETATION_FORMAT:
+        raise ValueError(f"{path} has format {number}; this petnb reads {INTERPRETATION_FORMAT}")
+    items = pd.DataFrame(told["items"])
+    return Interpretation(**arrays, items=items, vocab=told["vocab"], split=told["split"])
+
+# %% ../nbs/07_interpretation.ipynb #c97b9855
+def show_results(
+    interp: Interpretation,  # From `interpret`
+    n: int = 10,  # How many images
+    seed: int = 42,  # Decides which
+) -> np.ndarray:  # The axes, one an image
+    "Images chosen by chance, with prediction and actual class."
+    chosen = np.random.default_rng(seed).permutation(len(interp.items))[:n]
+    rows = list(interp.table().iloc[chosen].itertuples())
+    titles = [f"{mark(row)}{row.prediction}\n{row.actual}" for row in rows]
+    return show_rows(rows, titles, "prediction / actual")
+
+
+def mark(
+    row: Any,  # A row of the table, as `itertuples` gives it
+) -> str:
+    "A cross before the title of a mistake."
+    return "" if row.prediction == row.actual else "× "
+
+
+def show_rows(
+    rows: Sequence[Any],  # Rows of the table, as `itertuples` gives them
+    titles: Sequence[str],  # One above each picture
+    heading: str,  # What the lines of a title are
+) -> np.ndarray:  # The axes, one an image
+    "Pictures with titles: red for mistakes, black for right answers."
+    colors = ["black" if row.prediction == row.actual else "#b3392f" for row in rows]
+    columns = min(max(len(rows), 1), 5)
+    axes = show_images([str(row.path) for row in rows], titles, columns, 2, colors=colors)
+    figure = axes.flat[0].figure
+    figure.suptitle(heading, fontsize=9)
+    figure.tight_layout()
+    return axes
 
 # %% ../nbs/07_interpretation.ipynb #6bcd937c
 def caption(
@@ -142,34 +354,164 @@ def plot_top_losses(
     k: int = 9,  # How many images
 ) -> np.ndarray:  # The axes, one an image
     "The worst mistakes: prediction / actual / loss / probability of the actual class."
-    top = interp.top_losses(k)
-    titles = [caption(row) for row in top.itertuples()]
-    wrong = top["prediction"] != top["actual"]
-    colors = ["#b3392f" if mistaken else "black" for mistaken in wrong]
-    axes = show_images(list(top["path"]), titles, columns=min(k, 5), size=2, colors=colors)
-    figure = axes.flat[0].figure
-    figure.suptitle("prediction / actual / loss / probability of the actual class", fontsize=9)
-    figure.tight_layout()
-    return axes
+    rows = list(interp.top_losses(k).itertuples())
+    titles = [mark(row) + caption(row) for row in rows]
+    return show_rows(rows, titles, "prediction / actual / loss / probability of the actual class")
 
 # %% ../nbs/07_interpretation.ipynb #5ab9e031
 def plot_confusion_matrix(
     interp: Interpretation,  # From `interpret`
+    order: str | None = None,  # "similarity": classes that are mixed up stand side by side
+    normalize: bool = False,  # Numbers are per cent of the row instead of images
+    top: int | None = None,  # Only the classes with the most mistakes; None: all
 ) -> Axes:
     "Actual classes down, predicted ones across; mistakes stand out in their own colour."
     import matplotlib.pyplot as plt
 
-    counts = interp.confusion_matrix()
-    n, side = len(counts), 2 + 0.28 * len(counts)
-    figure, axes = plt.subplots(figsize=(side, side))
-    right = np.eye(n, dtype=bool)
+    counts, shown = interp.confusion_matrix(), choose_classes(interp, order, top)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(np.where(right, share, np.nan), cmap="Blues", vmin=0, vmax=1.5)
-    axes.imshow(np.where(right | (counts == 0), np.nan, share), cmap="Oranges", vmin=0, vmax=1)
-    for row, column in np.argwhere(counts):
-        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(n), interp.vocab, rotation=90, parse_math=False)
-    axes.set_yticks(range(n), interp.vocab, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="actual", title=f"accuracy {interp.accuracy:.1%}")
+    counts, share = counts[np.ix_(shown, shown)], share[np.ix_(shown, shown)]
+    side = min(2 + 0.28 * len(shown), 10.0)
+    figure, axes = plt.subplots(figsize=(side, side))
+    paint_shares(axes, share)
+    if len(shown) <= MOST_NUMBERS:
+        write_numbers(axes, np.rint(100 * share).astype(int) if normalize else counts)
+    name_classes(axes, [interp.vocab[place] for place in shown], mistakes_of(counts))
+    what = "per cent of a row" if normalize else "images"
+    some = f", {len(shown)} of {len(interp.vocab)} classes" if top else ""
+    axes.set(xlabel="predicted", ylabel="actual")
+    axes.set_title(f"{what}{some}; accuracy {interp.accuracy:.1%}", fontsize=10)
     figure.tight_layout()
+    return axes
+
+# %% ../nbs/07_interpretation.ipynb #976e68e4
+MOST_NUMBERS = 60  # Classes up to which a cell has room for its number
+
+
+def paint_shares(
+    axes: Axes,  # Where to
+    share: np.ndarray,  # Classes x classes: share of the row, from 0 to 1
+) -> None:
+    "Right answers in blue, mistakes in orange, nothing in white."
+    right = np.eye(len(share), dtype=bool)
+    tone = np.where(share > 0, 0.2 + 0.8 * share, np.nan)
+    axes.imshow(np.where(right, tone, np.nan), cmap="Blues", vmin=0, vmax=1.5)
+    axes.imshow(np.where(right, np.nan, tone), cmap="Oranges", vmin=0, vmax=1.5)
+
+
+def write_numbers(
+    axes: Axes,  # Painted
+    numbers: np.ndarray,  # Classes x classes
+) -> None:
+    "A number in each cell that is not 0, as large as there is room."
+    width, _ = axes.figure.get_size_inches()  # type: ignore[union-attr]
+    size = min(8.0, 72 * (width - 2) / len(numbers) * 0.55)
+    for row, column in np.argwhere(numbers):
+        text = str(numbers[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=size)
+
+# %% ../nbs/07_interpretation.ipynb #ba7675a6
+def mistakes_of(
+    counts: np.ndarray,  # A confusion matrix
+) -> np.ndarray:  # One number a class
+    "Images of each class that were named wrongly, and others that were given its name."
+    right = np.diag(counts)
+    return np.asarray(counts.sum(axis=0) + counts.sum(axis=1) - 2 * right)
+
+
+def name_classes(
+    axes: Axes,  # Painted
+    names: list[str],  # Of the rows and columns
+    mistakes: np.ndarray,  # Of each; who has the most is named first
+) -> None:
+    "Names beside rows and columns: all, or the worst ones that can stand without touching."
+    apart, named = max(len(names) / MOST_NUMBERS, 1.0), list[int]()
+    for place in np.argsort(-mistakes, kind="stable"):
+        if all(abs(place - other) >= apart for other in named):
+            named.append(int(place))
+    size = 9 if len(names) <= 40 else 7
+    texts = [names[place] for place in named]
+    axes.set_xticks(named, texts, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(named, texts, fontsize=size, parse_math=False)
+
+# %% ../nbs/07_interpretation.ipynb #5254a0ba
+def mean_probabilities(
+    probs: np.ndarray,  # n x classes
+    targets: np.ndarray,  # n
+) -> np.ndarray:  # Classes x classes; a row of zeros where a class has no image
+    "What the model says, on average, of the images of each class."
+    n, classes = probs.shape
+    ones = csr_array((np.ones(n, np.float32), targets, np.arange(n + 1)), shape=(n, classes))
+    counts = np.bincount(targets, minlength=classes)
+    return np.asarray(ones.T @ probs) / np.maximum(counts, 1)[:, None]
+
+
+def similarity_order(
+    probs: np.ndarray,  # n x classes
+    targets: np.ndarray,  # n
+) -> np.ndarray:  # Positions of the classes
+    "Classes in an order that puts those side by side which the model mixes up."
+    means = mean_probabilities(probs, targets)
+    if len(means) < 3:
+        return np.arange(len(means))
+    distance = 1 - (means + means.T) / 2
+    np.fill_diagonal(distance, 0)
+    pairs = squareform(distance, checks=False)
+    return np.asarray(leaves_list(linkage(pairs, "average", optimal_ordering=True)))
+
+# %% ../nbs/07_interpretation.ipynb #84eeec5e
+def choose_classes(
+    interp: Interpretation,  # From `interpret`
+    order: str | None = None,  # "similarity", or None for that of the vocabulary
+    top: int | None = None,  # Only the classes with the most mistakes
+) -> np.ndarray:  # Positions in the vocabulary
+    "Which classes to show, and in which order."
+    if order not in (None, "similarity"):
+        raise ValueError(f"order is {order!r}; it is 'similarity', or None for the vocabulary's")
+    if top is not None and top < 1:
+        raise ValueError(f"top is {top}: how many classes to show, 1 or more")
+    places = np.arange(len(interp.vocab))
+    if order == "similarity":
+        places = similarity_order(interp.probs, interp.targets)
+    mistakes = mistakes_of(interp.confusion_matrix())
+    worst = np.argsort(-mistakes, kind="stable")[:top]
+    return places[np.isin(places, worst)]
+
+# %% ../nbs/07_interpretation.ipynb #5c0c1afe
+def per_class(
+    interp: Interpretation,  # From `interpret`
+) -> pd.DataFrame:  # Index: the class; nan where a class has no image, or is never predicted
+    "Images, accuracy with its 95 % interval, precision, and what a class is mostly taken for."
+    counts = interp.confusion_matrix()
+    images, named, right = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
+    accuracy = np.where(images > 0, right / np.maximum(images, 1), np.nan)
+    ends = [wilson_interval(a, max(int(n), 1)) for a, n in zip(accuracy, images, strict=True)]
+    wrong = counts - np.diag(right)
+    taken = [interp.vocab[row.argmax()] if row.any() else "" for row in wrong]
+    columns = {"images": images, "accuracy": accuracy}
+    columns |= {"low": np.array([low for low, _ in ends]), "high": np.array([h for _, h in ends])}
+    precision = np.where(named > 0, right / np.maximum(named, 1), np.nan)
+    table = pd.DataFrame({**columns, "precision": precision, "taken for": taken})
+    return table.set_axis(pd.Index(interp.vocab, name="class"))
+
+# %% ../nbs/07_interpretation.ipynb #dee8196f
+def plot_per_class(
+    interp: Interpretation,  # From `interpret`
+    worst: int = 20,  # Most classes to draw, the hardest ones
+) -> Axes:
+    "Accuracy of each class with its interval, the hardest at the top."
+    import matplotlib.pyplot as plt
+
+    table = per_class(interp).dropna(subset="accuracy")
+    table = table.sort_values(["accuracy", "low"]).head(worst)[::-1]
+    size = (6, 1 + 0.22 * len(table))
+    _, axes = plt.subplots(figsize=size, layout="constrained")
+    places = range(len(table))
+    axes.hlines(places, table["low"], table["high"], color="#9db8d2", linewidth=4)
+    axes.plot(table["accuracy"], places, "o", color="#1f3d5c")
+    axes.axvline(interp.macro_accuracy, color="#e8a33d", linestyle="--")
+    axes.set_yticks(places, list(table.index), parse_math=False)
+    axes.set(xlabel="accuracy, 95 % interval; dashed: mean of all classes", xlim=(0, 1.02))
+    axes.set_title(f"the {len(table)} hardest of {len(interp.vocab)} classes", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
     return axes

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FORMAT', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth', 'plot_loss',
-           'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order', 'pieces',
-           'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
-           'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
-           'header', 'write_model', 'read_model', 'read_header', 'model_file', 'save', 'load_weights', 'load']
+__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder',
+           'smooth', 'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed',
+           'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files',
+           'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device',
+           'vision_learner', 'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header',
+           'model_file', 'save', 'load_weights', 'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -585,6 +587,9 @@ class FitOptions(TypedDict, total=False):
     resume: bool
 
 
+FITTING = threading.RLock()  # Held while a fit runs, so that nothing disturbs it meanwhile
+
+
 def fit(
     learn: Learner,  # Whose model is trained
     n_epochs: int,  # How often each training image is seen
@@ -629,11 +634,17 @@ def fit(
         mix=mixing(len(learn.data.vocab), mixup, cutmix),
         views=views,
     )
-    with torch.random.fork_rng():
+    with FITTING, torch.random.fork_rng():
         try:
             run.tell("before_fit")
             while run.epoch < n_epochs and not run.stop:
                 train_epoch(run)
+        except torch.OutOfMemoryError as error:
+            n_images = run.n_images or learn.data.batch_size
+            error.add_note(f"{n_images} images at once need more memory than {learn.device} has: "
+                f"batch_size={max(learn.data.batch_size // 2, 1)} with fit(..., accumulate="
+                f"{n_images}) makes steps of as many images; nothing was changed")  # fmt: skip
+            raise
         except KeyboardInterrupt as stopped:
             stopped.add_note(f"after step {run.step} of {run.n_steps}: the weights are as they "
                 "were then; with checkpoint_every=... a fit can go on by resume=True")  # fmt: skip
@@ -853,17 +864,17 @@ class Learner:
 
         return advise(self, **options)
 
-    def interpret(self, split: str = "valid") -> Interpretation:
+    def interpret(self, split: str = "valid", features: bool = False) -> Interpretation:
         "What the model gets right and wrong; see `petnb.interpretation`."
         from petnb.interpretation import interpret
 
-        return interpret(self, split)
+        return interpret(self, split, features)
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, **options: Any) -> Path:
         "One file for `Predictor`; see `petnb.inference`."
         from petnb.inference import export
 
-        return export(self, path)
+        return export(self, path, **options)
 
     def __repr__(self) -> str:
         trained = f"{self.n_epochs} epochs trained"
@@ -926,11 +937,59 @@ def header(
 def write_model(
     learn: Learner,  # Whose model is kept
     path: Path,  # The file; its folder is made if missing
+    **more: Any,  # What else the header shall hold, JSON-able
 ) -> Path:  # The same
     """Write weights and header to one safetensors file, all or nothing (chapter 02f). Of several
     processes, the first writes, and the others wait for it."""
-    learn.processes.once(lambda: str(write_tensors(path, learn.model.state_dict(), header(learn))))
+    told = header(learn) | more
+    learn.processes.once(lambda: str(write_tensors(path, learn.model.state_dict(), told)))
     return path
+
+
+KINDS: dict[str, Any] = {
+    "format": int, "architecture": str, "head": str, "vocab": list, "size": int,
+    "crop_pct": (int, float), "mean": list, "std": list, "n_epochs": int, "n_steps": int,
+    "precision": str, "history": list,
+}  # fmt: skip
+
+
+def check_header(
+    found: dict[str, Any],  # Of a file that may come from anybody
+    path: str | Path,  # That file
+) -> None:
+    "Raise `ValueError` that names what petnb would not have written."
+    wrong = [name for name, kind in KINDS.items() if not isinstance(found.get(name), kind)]
+    if not wrong and found["format"] > FORMAT:
+        raise ValueError(f"{path} has format {found['format']}; this petnb reads up to {FORMAT}")
+    if not wrong:
+        vocab, colours = found["vocab"], [*found["mean"], *found["std"]]
+        fine = {
+            "vocab": len({label for label in vocab if isinstance(label, str)}) == len(vocab) > 1,
+            "size": 1 <= found["size"] <= 4096,
+            "crop_pct": 0.1 <= found["crop_pct"] <= 1,
+            "mean": len(found["mean"]) == 3 and all(isinstance(c, float) for c in colours),
+            "std": len(found["std"]) == 3 and all(std > 0 for std in colours[3:]),
+            "precision": found["precision"] in get_args(speed.Precision),
+            "n_epochs": found["n_epochs"] >= 0 and found["n_steps"] >= 0,
+            "history": all(isinstance(row, dict) for row in found["history"]),
+        }
+        wrong = [name for name, good in fine.items() if not good]
+    if wrong:
+        raise ValueError(f"{path} has a header that is not petnb's: see its {', '.join(wrong)}")
+
+
+def take_weights(
+    model: Classifier,  # That is to have them
+    weights: dict[str, Tensor],  # From `read_model`
+    path: str | Path,  # Their file
+) -> None:
+    "Put the weights in. Raises `ValueError` before anything has moved if they are of another kind."
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    wrong = sorted(name for name in shapes | found if shapes.get(name) != found.get(name))
+    if wrong:
+        raise ValueError(f"{path} has weights of another model: {len(wrong)}, such as {wrong[:3]}")
+    model.load_state_dict(weights, strict=True)
 
 
 def read_model(
@@ -938,8 +997,7 @@ def read_model(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # Weights by name, and the header
     "A whole and unchanged model file; if it is damaged, the one before, with a warning."
     tensors, found = read_newest(Path(path))
-    if found.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {found['format']}; this petnb reads up to {FORMAT}")
+    check_header(found, path)
     return tensors, found
 
 
@@ -983,7 +1041,7 @@ def load_weights(
             f"{path} was trained on another vocabulary; only there: {only_there}, "
             f"only here: {only_here}"
         )
-    learn.model.load_state_dict(weights, strict=True)
+    take_weights(learn.model, weights, path)
     return found
 
 

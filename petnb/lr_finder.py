@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['SUGGESTIONS', 'exponential', 'preserved', 'fork_type', 'endless_batches', 'diverged', 'lr_find', 'lr_suggest',
-           'half_fall', 'FinderResult', 'plot_finder']
+__all__ = ['SUGGESTIONS', 'exponential', 'ctrl_c_held_back', 'preserved', 'fork_type', 'endless_batches', 'diverged', 'lr_find',
+           'lr_suggest', 'half_fall', 'FinderResult', 'plot_finder']
 
 # %% ../nbs/04_lr_finder.ipynb #476ba541
 def exponential(
@@ -37,6 +39,22 @@ def exponential(
 ) -> float:  # The value in between, at equal ratios
     "From `start` to `end` by equal ratios."
     return float(start * (end / start) ** position)
+
+# %% ../nbs/04_lr_finder.ipynb #5be20c9e
+@contextmanager
+def ctrl_c_held_back() -> Iterator[None]:
+    "A Ctrl-C that comes inside is raised at the end. Signals reach the main thread only."
+    handler, pressed = signal.getsignal(signal.SIGINT), list[int]()
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 # %% ../nbs/04_lr_finder.ipynb #e28b459a
 @contextmanager
@@ -57,20 +75,21 @@ def preserved(
         with torch.random.fork_rng(device_type=fork_type(learn)):
             yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        learn.data.train.generator.set_state(loader_state)
-        batches.set_epoch(*chosen)
-        learn.n_epochs, learn.n_steps = counters
-        vars(learn.recorder).update(recorder)
-        with torch.no_grad():
-            for tensor, saved in tensors.items():
-                tensor.copy_(saved)
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-            parameter.requires_grad_(trained[parameter])
-        for module, training in modes.items():
-            module.training = training
+        with ctrl_c_held_back():
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            learn.data.train.generator.set_state(loader_state)
+            batches.set_epoch(*chosen)
+            learn.n_epochs, learn.n_steps = counters
+            vars(learn.recorder).update(recorder)
+            with torch.no_grad():
+                for tensor, saved in tensors.items():
+                    tensor.copy_(saved)
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+                parameter.requires_grad_(trained[parameter])
+            for module, training in modes.items():
+                module.training = training
 
 
 def fork_type(

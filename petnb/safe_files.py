@@ -23,7 +23,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['previous', 'replace_file', 'keep_previous', 'sync_folder', 'explained', 'fingerprint', 'write_tensors',
-           'DamagedFileError', 'read_tensors', 'read_newest']
+           'DamagedFileError', 'read_object', 'read_tensors', 'read_newest']
 
 # %% ../nbs/02f_safe_files.ipynb #9892481a
 def previous(
@@ -129,6 +129,16 @@ class DamagedFileError(ValueError):
     "A file that is not what petnb wrote."
 
 
+def read_object(
+    text: str,  # JSON, perhaps an enemy's
+) -> dict[str, Any]:
+    "A JSON object; whatever else it is raises."
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"the header is a {type(found).__name__}, not an object")
+    return found
+
+
 def read_tensors(
     path: Path,  # A file that `write_tensors` wrote
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # Tensors by name, and the header
@@ -140,11 +150,11 @@ def read_tensors(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text, expected = metadata["petnb"], metadata["sha256"]
+        header = read_object(text)
     except Exception as error:
         raise DamagedFileError(f"{path} is not a whole file of petnb: {error}") from error
     if fingerprint(tensors, text) != expected:
         raise DamagedFileError(f"{path} has changed since it was written: its hash is another")
-    header: dict[str, Any] = json.loads(text)
     return tensors, header
 
 # %% ../nbs/02f_safe_files.ipynb #27a760c8

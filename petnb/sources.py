@@ -34,7 +34,10 @@ def read_table(
 ) -> pd.DataFrame:  # Every cell as text
     "Read a table as it stands: `NA` stays a name, `0007` keeps its zeros."
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+        try:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+        except csv.Error as error:
+            raise ValueError(f"{path} cannot be read as a CSV file: {error}") from error
     ragged = [row for row in rows if len(row) != len(header)]
     if ragged:
         raise ValueError(
@@ -557,6 +560,8 @@ def check_edits(
     places = {os.path.abspath(path): place for place, path in enumerate(data.items["path"])}
 
     def verdict(path: str, label: str) -> tuple[str, int]:
+        if "\0" in path:
+            return "refused: no such image here", -1
         target = os.path.abspath(os.path.join(root, path))
         if not PurePath(target).is_relative_to(root):
             return f"refused: outside {data.root.name}", -1

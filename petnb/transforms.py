@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,9 @@ from .data import ImageData, open_image, show_images
 
 # %% auto #0
 __all__ = ['CROP_PCT', 'GREY', 'valid_transform', 'RandomLight', 'relight', 'train_transform', 'view_seed', 'ImageDataset',
-           'decoding_threads', 'available_cores', 'file_version', 'EpochBatches', 'default_workers',
-           'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize', 'show_tensors']
+           'decoding_threads', 'available_cores', 'file_version', 'EpochBatches', 'default_workers', 'ImageLoader',
+           'ignore_ctrl_c', 'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize',
+           'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
 CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
@@ -255,6 +257,28 @@ def default_workers() -> int:
     return min(cores // 2, 8) if cores > 2 and sys.platform == "linux" else 0
 
 
+class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
+    "A loader that can be walked through again after a walk that was broken off."
+
+    _iterator: Any  # With the workers that stay alive
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except GeneratorExit:  # Nobody wants more, and the workers are fine
+            raise
+        except BaseException:  # Ctrl-C in the middle of a message, or a worker that is gone
+            self._iterator = None
+            raise
+
+
+def ignore_ctrl_c(
+    worker: int,  # Its number
+) -> None:
+    "Ctrl-C reaches every process, but only the one that trains is to end its work and say so."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def training_transform(
     data: ImageData,  # Its `augment` is a name, a transform or None
 ) -> v2.Transform:  # From a PIL image or its bytes to uint8, 3 x size x size
@@ -282,13 +306,14 @@ def make_loader(
     paths = items["path"].tolist()
     at_least = 2 * data.size if training else None
     dataset = ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes)
-    return DataLoader(
+    return ImageLoader(
         dataset,
         batch_sampler=EpochBatches(
             len(items), data.batch_size, training if shuffle is None else shuffle, data.seed
         ),
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=ignore_ctrl_c,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(data.seed),
     )
