@@ -64,7 +64,7 @@ def plot_reliability(
     "Accuracy against confidence: on the diagonal is right, below it too sure, above it not enough."
     import matplotlib.pyplot as plt
 
-    axes = ax or plt.subplots(figsize=(4, 3.6))[1]
+    axes = ax or plt.subplots(figsize=(4, 3.6), layout="constrained")[1]
     table = reliability(interp.probs, interp.targets, n_bins)
     ends = [wilson_interval(a, n) for a, n in table[["accuracy", "images"]].to_numpy()]
     axes.plot([0, 1], [0, 1], "--", color="grey")
@@ -203,7 +203,7 @@ def plot_coverage(
     "Accuracy of the answers against the share of images that are answered."
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(figsize=(5, 3))
+    _, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     curve = coverage_curve(interp.probs, interp.targets)
     answered = (curve["coverage"] * len(interp.targets)).round()
     pairs = zip(curve["accuracy"], answered, strict=True)

@@ -396,7 +396,7 @@ def paint_shares(
     right = np.eye(len(share), dtype=bool)
     tone = np.where(share > 0, 0.2 + 0.8 * share, np.nan)
     axes.imshow(np.where(right, tone, np.nan), cmap="Blues", vmin=0, vmax=1.5)
-    axes.imshow(np.where(right, np.nan, tone), cmap="Oranges", vmin=0, vmax=1)
+    axes.imshow(np.where(right, np.nan, tone), cmap="Oranges", vmin=0, vmax=1.5)
 
 
 def write_numbers(
@@ -503,8 +503,9 @@ def plot_per_class(
     import matplotlib.pyplot as plt
 
     table = per_class(interp).dropna(subset="accuracy")
-    table = table.sort_values("accuracy", kind="stable").head(worst)[::-1]
-    _, axes = plt.subplots(figsize=(6, 1 + 0.22 * len(table)))
+    table = table.sort_values(["accuracy", "low"]).head(worst)[::-1]
+    size = (6, 1 + 0.22 * len(table))
+    _, axes = plt.subplots(figsize=size, layout="constrained")
     places = range(len(table))
     axes.hlines(places, table["low"], table["high"], color="#9db8d2", linewidth=4)
     axes.plot(table["accuracy"], places, "o", color="#1f3d5c")

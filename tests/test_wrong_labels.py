@@ -129,6 +129,7 @@ def test_no_image_is_judged_by_a_head_that_saw_its_label() -> None:
     assert np.allclose(before.sum(axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")  # scikit-learn, of tiny folds
 def test_classes_with_one_image_are_left_out() -> None:
     pets = ImageData.drawn_pets(images_per_breed=4, pixels=64, size=64)
     paths, labels = pets.items["path"].tolist(), pets.items["label"].tolist()
