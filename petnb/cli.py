@@ -194,6 +194,7 @@ def add_train(
         help="fast: the head alone; article: two short stages (default); best: longer")  # fmt: skip
     add("--config", metavar="FILE", help="start from the config.toml of a run")
     add("--out", metavar="FOLDER", help="the run folder (default: runs/ and the time)")
+    add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
     add_data(add)
     add_numbers(add)
 
