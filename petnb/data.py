@@ -34,8 +34,8 @@ __all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad
            'SIDE_COLORS', 'SIDE_WORDS', 'eight_bits', 'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings',
            'ImageError', 'open_image', 'visible_files', 'FoundFiles', 'image_files', 'notes_on', 'glance',
            'set_bad_aside', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'LineBar',
-           'NotebookBar', 'in_notebook', 'progress_bar', 'cache_folder', 'drawn_pets', 'show_images', 'plot_classes',
-           'oxford_pets']
+           'NotebookBar', 'in_notebook', 'progress_bar', 'available_cores', 'cache_folder', 'drawn_pets', 'show_images',
+           'plot_classes', 'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def eight_bits(
@@ -361,6 +361,7 @@ class Options(TypedDict, total=False):
     workers: int | None  # Processes that load images; None: chosen by the number of cores
     augment: str | Callable[[Any], Any] | None  # A name or a transform; None: petnb's own
     cache_bytes: int  # Memory for decoded images, on each side of the split; 0: none are kept
+    balance: bool  # Learn from each class equally often, however many images it has: chapter 01
 
 # %% ../nbs/00_data.ipynb #991bd970
 @dataclass
@@ -379,6 +380,7 @@ class ImageData:
     notes: list[str] = field(default_factory=list)  # What was left out, and why
     source: str = "lists"  # Where the labels came from, in words
     left_out: pd.DataFrame = field(default_factory=pd.DataFrame)  # Files: path and reason
+    balance: bool = False  # Learn from each class equally often, however many images it has
 
     @classmethod
     def from_lists(
@@ -656,6 +658,13 @@ def progress_bar(
     return kind(
         iterable, description, total, leave=False, delay=2, mininterval=every, dynamic_ncols=True
     )
+
+# %% ../nbs/00_data.ipynb #ae8a158e
+def available_cores() -> int:
+    "Cores that this process may use, which may be fewer than the computer has."
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 # %% ../nbs/00_data.ipynb #75a8613a
 def cache_folder() -> Path:

@@ -420,7 +420,7 @@ def remember(
     return ""
 
 # %% ../nbs/00b_doctor.ipynb #9ffc45ea
-from .data import progress_bar
+from .data import available_cores, progress_bar
 
 
 def measure_all(
@@ -438,7 +438,7 @@ def measure_all(
     todo = [path for path in dict.fromkeys(paths) if path not in known]
     noted: dict[str, Measurement] = {}
     try:
-        workers = threads or min(os.cpu_count() or 1, 8)
+        workers = threads or min(available_cores(), 8)
         with no_bomb_warnings(), ThreadPoolExecutor(workers) as pool:
             results = progress_bar(pool.map(measure, todo), "checking images", len(todo))
             for path, one in zip(todo, results, strict=True):
