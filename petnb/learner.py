@@ -351,8 +351,8 @@ def training_batches(
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
-    images = (learn.features_key(learn.data.train, digest), batches.balanced)
-    key = (images, view, fit.size) if reused else None
+    dealt = (learn.features_key(learn.data.train, digest), batches.balanced)
+    key = (dealt, view, fit.size) if reused else None
     kept = learn.store.get(key) if key else None
     if kept:
         for positions in np.array_split(batches.order(epoch), len(batches)):

@@ -191,7 +191,7 @@ def test_a_killed_worker_is_explained_and_the_loader_lives_on(data: ImageData) -
     loader = replace(data, workers=2, batch_size=1).train
     batches = iter(loader)
     next(batches)
-    pid = loader._iterator._workers[0].pid  # type: ignore[attr-defined]
+    pid = loader._iterator._workers[0].pid  # type: ignore[union-attr]
     with pytest.raises(WorkerKilledError, match="memory") as caught:
         kill_and_go_on(loader, batches)
     assert isinstance(caught.value, RuntimeError)
