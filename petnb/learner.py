@@ -386,7 +386,8 @@ def training_batches(
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
-    key = (learn.features_key(learn.data.train, digest), view, fit.size) if reused else None
+    dealt = (learn.features_key(learn.data.train, digest), batches.balanced)
+    key = (dealt, view, fit.size) if reused else None
     kept = learn.store.get(key) if key else None
     if key and learn.processes.agree(kept is not None):
         kept = learn.processes.exchange(kept or (), batches, epoch)
@@ -527,8 +528,8 @@ def files(
 ) -> list[str]:  # Paths
     "The image files of this step."
     loader = fit.learn.data.train
-    order, dataset = epoch_batches(loader).order(fit.learn.n_epochs), cast(Any, loader.dataset)
-    return [str(dataset.paths[i]) for i in order[fit.seen : fit.seen + fit.n_images]]
+    keys, dataset = epoch_batches(loader).walk(), cast(Any, loader.dataset)
+    return [str(dataset.paths[i]) for _, i in keys[fit.seen : fit.seen + fit.n_images]]
 
 # %% ../nbs/03_learner.ipynb #ac83174b
 def train_step(
