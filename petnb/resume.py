@@ -58,6 +58,7 @@ def conditions(
         "batch_size": data.batch_size,
         "augmentation": repr(dataset.transform),
         "seeds": [learn.seed, data.seed],
+        "balance": data.balance,
         "what learns": hashlib.sha256(repr(learnt).encode()).hexdigest()[:16],
         "epochs": fit.n_epochs,
         "steps": fit.n_steps,

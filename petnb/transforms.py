@@ -300,15 +300,16 @@ class BalancedBatches(EpochBatches):
         super().__init__(len(targets), batch_size, True, seed)
         classes = np.asarray(targets)
         self.members = {int(k): np.flatnonzero(classes == k) for k in np.unique(classes)}
-        self.share = math.ceil(len(targets) / len(self.members))  # Places of each class
-        self.n_places = self.share * len(self.members)
+        self.places_each = math.ceil(len(targets) / len(self.members))
+        self.n_places = self.places_each * len(self.members)
 
     def keys(self, view: int) -> list[tuple[int, int]]:
         "What lies at each place: which view of which image."
+        n = self.places_each
         return [
             (view + AGAIN * before, image)
             for target, members in self.members.items()
-            for image, before in turns(members, view * self.share, self.share, [self.seed, target])
+            for image, before in turns(members, view * n, n, [self.seed, target])
         ]
 
 # %% ../nbs/01_transforms.ipynb #c6007fa1
@@ -337,7 +338,9 @@ def explained() -> Iterator[None]:
 
 # %% ../nbs/01_transforms.ipynb #d8467803
 class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
-    "PyTorch's loader, which explains the death of a worker."
+    "PyTorch's loader, which explains the death of a worker and can be walked through again."
+
+    _iterator: Any  # With the workers that stay alive
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.dead():
@@ -345,18 +348,25 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
         with explained():
             batches = super().__iter__()
             explain_signals()
-        while True:
-            try:
-                with explained():
-                    batch = next(batches, None)
-            except (EOFError, OSError) as error:  # The line to a worker broke, or something else
-                time.sleep(0.2)  # The system's signal may be on its way
-                if dead := self.dead():
-                    raise WorkerKilledError(HELP.format(f"DataLoader worker {dead}")) from error
-                raise
-            if batch is None:
-                return
-            yield batch
+        try:
+            while (batch := self.received(batches)) is not None:
+                yield batch
+        except GeneratorExit:  # Nobody wants more, and the workers are fine
+            raise
+        except BaseException:  # Ctrl-C in the middle of a message, or a worker that is gone
+            self._iterator = None
+            raise
+
+    def received(self, batches: Iterator[Any]) -> Any:
+        "The next batch, or None after the last. Raises `WorkerKilledError`."
+        try:
+            with explained():
+                return next(batches, None)
+        except (EOFError, OSError) as error:  # The line to a worker broke, or something else
+            time.sleep(0.2)  # The system's signal may be on its way
+            if dead := self.dead():
+                raise WorkerKilledError(HELP.format(f"DataLoader worker {dead}")) from error
+            raise
 
     def dead(self) -> list[int]:
         "Process numbers of the workers that are no more."
@@ -377,21 +387,6 @@ def default_workers() -> int:
     "Half the cores, at most 8; none on up to two cores, or where a process cannot fork."
     cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # Of torchrun: 03d
     return min(cores // 2, 8) if cores > 2 and sys.platform == "linux" else 0
-
-
-class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
-    "A loader that can be walked through again after a walk that was broken off."
-
-    _iterator: Any  # With the workers that stay alive
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except GeneratorExit:  # Nobody wants more, and the workers are fine
-            raise
-        except BaseException:  # Ctrl-C in the middle of a message, or a worker that is gone
-            self._iterator = None
-            raise
 
 
 def ignore_ctrl_c(
