@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .app import TryIt
     from .callbacks import EarlyStopping, SaveModel
     from .data import ImageData
     from .explorer import Explorer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .losses import FocalLoss, LabelSmoothing, accuracy, error_rate, macro_accuracy
     from .lr_finder import FinderResult, lr_find, lr_suggest
     from .model import Classifier, create_classifier
+    from .onnx_export import export_onnx
     from .optimizers import layer_decay, rates
     from .schedules import cosine, fit_one_cycle, one_cycle, plot_schedules
     from .sources import k_fold
@@ -35,11 +37,13 @@ __all__ = [
     "Predictor",
     "Recorder",
     "SaveModel",
+    "TryIt",
     "accuracy",
     "cosine",
     "create_classifier",
     "error_rate",
     "export",
+    "export_onnx",
     "fine_tune",
     "fit_one_cycle",
     "freeze",
@@ -73,11 +77,13 @@ _homes = {
     "Predictor": "inference",
     "Recorder": "learner",
     "SaveModel": "callbacks",
+    "TryIt": "app",
     "accuracy": "losses",
     "cosine": "schedules",
     "create_classifier": "model",
     "error_rate": "losses",
     "export": "inference",
+    "export_onnx": "onnx_export",
     "fine_tune": "fine_tuning",
     "fit_one_cycle": "schedules",
     "freeze": "fine_tuning",

@@ -172,7 +172,7 @@ class WeightAverage(Callback):
 class CSVLogger(Callback):
     "Appends each epoch's row to a CSV file. Raises `ValueError` if the file has other columns."
 
-    order = 70  # After the recorder, which makes the row
+    order, once = 70, True  # After the recorder, which makes the row
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class CSVLogger(Callback):
 class LivePlot(Callback):
     "Losses so far, redrawn in the notebook after each epoch."
 
-    order = 95  # After the table of the progress
+    order, once = 95, True  # After the table of the progress
 
     def before_fit(self, fit: Fit) -> None:
         self.first_row = len(fit.learn.recorder.rows)

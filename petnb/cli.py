@@ -8,221 +8,579 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
+import re
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import petnb
+from . import __version__
 
 if TYPE_CHECKING:
-    from petnb.data import ImageData
-    from petnb.interpretation import Interpretation
-    from petnb.learner import Learner
-    from petnb.lr_finder import FinderResult
+    import pandas as pd
 
 # %% auto #0
-__all__ = ['read_data', 'new_run_folder', 'to_toml', 'write_run', 'train', 'predict', 'add_train', 'add_predict', 'make_parser',
+__all__ = ['AUGMENTATIONS', 'GRAVE', 'HINTS', 'nearest', 'Parser', 'WrongUseError', 'words_of', 'read_config', 'with_config',
+           'add_command', 'add_data', 'train', 'add_train', 'add_numbers', 'lr_find', 'add_lr_find', 'model_of',
+           'views_of_run', 'answers', 'predict', 'add_predict', 'write_page', 'add_report', 'check', 'add_check',
+           'export', 'add_export', 'make_parser', 'parse', 'jsonable', 'hint_of', 'near_path', 'fail', 'streams', 'run',
            'main']
 
 # %% ../nbs/10_cli.ipynb #f4cb71cd
-def read_data(
-    arguments: argparse.Namespace,  # Of `petnb train`
-) -> ImageData:
-    "The images that the arguments mean."
-    from petnb.data import PETS_PATTERN, ImageData, image_files
-
-    options = {name: getattr(arguments, name) for name in ("batch_size", "seed", "workers")}
-    if arguments.data is None:
-        return ImageData.drawn_pets(size=arguments.size or 128, **options)
-    options["size"] = arguments.size or 224
-    root = Path(arguments.data)
-    if any((folder / "annotations").is_dir() for folder in (root, root / "oxford-iiit-pet")):
-        return ImageData.oxford_pets(root, valid=arguments.split or "official", **options)
-    if arguments.split:
-        options["valid"] = arguments.split
-    flat = not arguments.pattern and all(path.parent == root for path in image_files(root))
-    if arguments.pattern or flat:
-        return ImageData.from_name_re(root, arguments.pattern or PETS_PATTERN, **options)
-    return ImageData.from_folder(root, **options)
+def nearest(
+    word: str,  # What was typed
+    known: Sequence[str],  # What there is
+) -> str:  # A hint, or nothing if no word is near
+    "What was probably meant."
+    near = get_close_matches(word, known, 1, 0.6)
+    return f"did you mean {near[0]}?" if near else ""
 
 # %% ../nbs/10_cli.ipynb #933607a7
-def new_run_folder(
-    wanted: str | None,  # Where the user wants it; None: `runs/` and the time
-) -> Path:  # A folder that was not there before
-    "Make the folder of this run. Raises `FileExistsError` rather than overwrite another run."
-    folder = Path(wanted or f"runs/{time.strftime('%Y-%m-%d-%H%M%S')}")
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; give another --out, or move it away")
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    return folder
+class Parser(argparse.ArgumentParser):
+    "Argparse with errors of one line and a hint."
+
+    def __init__(self, *arguments: Any, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options["allow_abbrev"] = False
+        super().__init__(*arguments, **options)
+
+    def error(self, message: str) -> NoReturn:
+        hint = self.hint(message)
+        raise WrongUseError(message.partition(" (choose from")[0], hint)
+
+    def hint(self, message: str) -> str:
+        "What was meant, as far as the message tells."
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            known = re.findall(r"[\w-]+", choice[2])
+            return nearest(choice[1], known) or f"there are {', '.join(known)}"
+        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            return nearest(unknown[1], list(self._option_string_actions))
+        return f"`{self.prog} --help` explains and shows examples"
 
 
-def to_toml(
-    settings: dict[str, Any],  # Names and values: text, numbers, truth values; None is left out
-) -> str:
-    "A flat TOML document. JSON's spelling of text and numbers is TOML's as well."
-    return "".join(
-        f"{name} = {json.dumps(value)}\n" for name, value in settings.items() if value is not None
-    )
+class WrongUseError(Exception):
+    "What was typed makes no sense; `hint` says what might."
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
 
 # %% ../nbs/10_cli.ipynb #4dae2417
-def write_run(
-    learn: Learner,  # After training
-    interp: Interpretation,  # Of the images held out
-    found: FinderResult,  # Of the range test
-    folder: Path,  # The run folder
-) -> None:
-    "Model, history and figures."
-    import matplotlib.pyplot as plt
+def words_of(
+    settings: Mapping[str, Any],  # By the name of the option, with underscores
+) -> list[str]:  # As one would type them
+    "Settings as words of a command line. Raises `WrongUseError` for a table."
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            raise WrongUseError(f"[{name}] is a table; settings stand in a line each: name = value")
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, list):
+            words += [option, *map(str, value)]
+        elif value is True:
+            words.append(option)
+        elif value is not False:
+            words.append(f"{option}={value}")
+    return words
 
-    learn.export(folder / "model.safetensors")
-    learn.recorder.history.to_csv(folder / "history.csv", index=False)
-    plots = {
-        "classes": learn.data.plot_classes(),
-        "finder": found.plot(),
-        "loss": learn.recorder.plot_loss(),
-        "rates": learn.recorder.plot_lr(),
-        "confusion_matrix": interp.plot_confusion_matrix(),
-        "top_losses": interp.plot_top_losses(10).flat[0],
-    }
-    for name, axes in plots.items():
-        axes.figure.savefig(folder / "figures" / f"{name}.png", dpi=110, bbox_inches="tight")
-        plt.close(axes.figure)
+# %% ../nbs/10_cli.ipynb #3b4fb805
+def read_config(
+    path: str,  # A file that a run wrote, or one of your own; or a run folder
+) -> list[str]:  # As one would type them
+    "The settings of a file. Raises `WrongUseError` if it is no TOML."
+    import tomllib
+
+    file = Path(path, "config.toml") if Path(path).is_dir() else Path(path)
+    try:
+        settings = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongUseError(f"{file} is no TOML: {error}") from error
+    settings.pop("version", None)
+    return words_of(settings)
+
+
+def with_config(
+    words: Sequence[str],  # As typed
+) -> list[str]:  # With the file's settings before them
+    "Put the settings of `--config` behind the name of the command, where the later ones win."
+    finder = Parser(add_help=False)
+    finder.add_argument("--config")
+    found, _ = finder.parse_known_args(list(words))
+    if found.config is None or "train" not in words:
+        return list(words)
+    place = list(words).index("train") + 1
+    return [*words[:place], *read_config(found.config), *words[place:]]
 
 # %% ../nbs/10_cli.ipynb #59fbf042
+def add_command(
+    commands: Any,  # argparse's collection of commands
+    name: str,  # Such as "train"
+    run: Callable[[argparse.Namespace], dict[str, Any]],  # Does it; what came of it is JSON-able
+    help: str,  # One line, for `petnb --help`
+    description: str,  # What will happen
+    examples: Sequence[str],  # Lines to copy
+) -> Callable[..., Any]:  # Adds an argument to it
+    "A command with examples, `--json` and `--debug`."
+    shown = "\n".join(f"  {example}" for example in examples)
+    parser = commands.add_parser(
+        name, help=help, description=description, epilog=f"examples:\n{shown}\n"
+    )
+    hide = argparse.SUPPRESS
+    parser.add_argument(
+        "--json", action="store_true", default=hide, help="one JSON object on standard output"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=hide, help="show the traceback of an error"
+    )
+    parser.set_defaults(run=run)
+    add: Callable[..., Any] = parser.add_argument
+    return add
+
+# %% ../nbs/10_cli.ipynb #892d9f4b
+AUGMENTATIONS = ("petnb", "none", "fastai", "randaugment", "trivialaugment", "randomerasing")
+
+
+def add_data(
+    add: Callable[..., Any],  # Adds an argument
+) -> None:
+    "The options about images."
+    add("--data", metavar="FOLDER", help="images in a folder for each class, or the Oxford-IIIT "
+        "Pet set (default: pets that petnb draws, nothing to download)")  # fmt: skip
+    add("--pattern", help="regular expression; its first group is the class in a file's name")
+    add("--split", choices=["stratified", "random", "official", "folder"], help="how images are "
+        "held out (default: the data set's own split, else stratified)")  # fmt: skip
+    add("--valid-pct", type=float, help="share that is held out (default: 0.2)")
+    add("--classes", nargs="+", metavar="CLASS", help="only these classes")
+    add("--min-images", type=int, help="leave out classes with fewer images (default: 1)")
+    add("--on-bad", choices=["raise", "skip", "ignore"], help="files that are no image: stop and "
+        "list them (default), leave them out and say so, or do not look")  # fmt: skip
+    add("--augment", choices=AUGMENTATIONS, help="how training images vary (default: petnb)")
+    add("--size", type=int, help="side of the square in pixels (default: 224; drawn pets 128)")
+    add("--batch-size", type=int, help="images in one step (default: 32)")
+    add("--seed", type=int, default=42, help="same seed, same result (default: 42)")
+    add("--workers", type=int, help="processes that load images (default: by the cores)")
+    add("--backbone", default="lite0", help="any timm name (default: lite0, needs no download)")
+    add("--head", default="linear", choices=["linear", "fastai"], help="default: linear")
+
+# %% ../nbs/10_cli.ipynb #b28bc2f3
 def train(
     arguments: argparse.Namespace,  # Of `petnb train`
-) -> None:
-    "Head, range test, everything; then tell what came of it."
-    from petnb.learner import vision_learner
+) -> dict[str, Any]:  # What came of it
+    "Head, range test, everything; leave a run folder."
+    from petnb.runs import train as follow_recipe
 
+    return follow_recipe(arguments)
+
+
+def add_train(
+    commands: Any,  # argparse's collection of commands
+) -> None:
+    "The options of `petnb train`."
+    add = add_command(
+        commands, "train", train, "train a classifier and leave a run folder",
+        "Train the head of a pretrained network, run the learning-rate range test, and train\n"
+        "everything with discriminative rates. Model, settings, history, figures and a page\n"
+        "about it all lie in the run folder at the end.",
+        ["petnb train                                drawn pets, no download",
+         "petnb train --data photographs --out run   one folder for each class",
+         "petnb train --data photographs --recipe best",
+         "petnb train --config run --seed 1          once more, with another seed"],
+    )  # fmt: skip
+    add("--recipe", default="article", choices=["fast", "article", "best"],
+        help="fast: the head alone; article: two short stages (default); best: longer")  # fmt: skip
+    add("--config", metavar="FILE", help="start from the config.toml of a run")
+    add("--out", metavar="FOLDER", help="the run folder (default: runs/ and the time)")
+    add_data(add)
+    add_numbers(add)
+
+# %% ../nbs/10_cli.ipynb #452fc587
+def add_numbers(
+    add: Callable[..., Any],  # Adds an argument
+) -> None:
+    "The numbers of a recipe; those that are not given are as in the recipe."
+    add("--epochs", type=int, help="epochs of the head alone")
+    add("--lr", type=float, help="highest rate of the head then")
+    add("--fine-tune-epochs", type=int, help="epochs in which everything trains; 0: none")
+    add("--fine-tune-lr", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="highest rates then, of the first layers and of the head")  # fmt: skip
+    add("--start-size", type=int, help="side of the images at first, then growing; 0: full size")
+    add("--mixup", type=float, help="mix images by this parameter (0.4 is usual); 0: none")
+    add("--average", type=float, help="keep this share of a moving average of weights; 0: none")
+    add("--tta", type=int, help="augmented views beside the plain one, for the last number")
+
+# %% ../nbs/10_cli.ipynb #1b39439e
+def lr_find(
+    arguments: argparse.Namespace,  # Of `petnb lr-find`
+) -> dict[str, Any]:  # The rate, its range, the other rules' rates
+    "Run the range test and draw its curve."
+    from petnb.learner import vision_learner
+    from petnb.runs import read_data, require_backbone
+
+    require_backbone(arguments.backbone)
     data = read_data(arguments)
     print(data)
     learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
-    folder = new_run_folder(arguments.out)
-    learn.path = folder
-    settings = vars(arguments) | {"size": data.size, "backbone": learn.model.architecture}
-    settings = {name: value for name, value in settings.items() if name not in ("run", "debug")}
-    config = to_toml({"version": petnb.__version__, **settings})
-    (folder / "config.toml").write_text(config, encoding="utf-8")
-    print(f"{learn.summary().to_string()}\n\nThe head alone, epochs by 1cycle: {arguments.epochs}")
-    learn.fit_one_cycle(arguments.epochs, arguments.lr)
-    learn.save("head")
-    frozen, found = learn.interpret(), learn.lr_find()
-    print(f"\nLearning-rate range test:\n{found}")
-    if arguments.fine_tune_epochs:
-        low, high = arguments.fine_tune_lr
-        print(f"\nEverything, rates {low:g} to {high:g}, epochs: {arguments.fine_tune_epochs}")
+    if arguments.everything:
         learn.unfreeze()
-        learn.fit_one_cycle(arguments.fine_tune_epochs, slice(low, high))
-    interp = learn.interpret()
-    write_run(learn, interp, found, folder)
-    print("\nMost confused (actual, predicted, times):")
-    for actual, predicted, times in interp.most_confused()[:10]:
-        print(f"  {actual:28} {predicted:28} {times}")
-    print(f"\nHead alone: {frozen}\nAt the end: {interp}\nRun folder: {folder}")
+    found = learn.lr_find()
+    axes: Any = found.plot()
+    axes.figure.savefig(arguments.out, dpi=110, bbox_inches="tight")
+    print(f"{found}\nCurve: {arguments.out}")
+    others = {"suggestions": found.suggestions, "reason": found.reason, "figure": arguments.out}
+    return {"lr": found.lr, "range": found.lr_range, **others}
 
-# %% ../nbs/10_cli.ipynb #892d9f4b
+
+def add_lr_find(
+    commands: Any,  # argparse's collection of commands
+) -> None:
+    "The options of `petnb lr-find`."
+    add = add_command(
+        commands, "lr-find", lr_find, "look for a good learning rate",
+        "Raise the learning rate from tiny to huge over 100 steps, and watch the loss. Says\n"
+        "where half of the fall is done, what other rules suggest, and draws the curve.",
+        ["petnb lr-find --data photographs",
+         "petnb lr-find --data photographs --everything   with the body thawed"],
+    )  # fmt: skip
+    add("--everything", action="store_true", help="the body learns too, as after unfreezing")
+    add("--out", default="lr_find.png", help="file of the curve (default: lr_find.png)")
+    add_data(add)
+
+# %% ../nbs/10_cli.ipynb #1178d7f4
+def model_of(
+    place: str,  # A model file or a run folder
+) -> Path:
+    "The model file. Raises `FileNotFoundError` if there is none."
+    path = Path(place)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no model {file}")
+    return file
+
+
+def views_of_run(
+    model: Path,  # In its run folder, or somewhere else
+) -> int:  # 0 if nothing is known
+    "Augmented views that the model's run asked for."
+    import tomllib
+
+    config = model.parent / "config.toml"
+    if not config.is_file():
+        return 0
+    return int(tomllib.loads(config.read_text(encoding="utf-8")).get("tta", 0))
+
+# %% ../nbs/10_cli.ipynb #61359521
+def answers(
+    model: Path,  # A model file
+    places: Sequence[str],  # Image files and folders
+    top: int,  # Classes for each image
+    views: int,  # Augmented views beside the plain one
+) -> pd.DataFrame:  # As chapter 09's `predict_table` gives it
+    "A row an image, in the order of the places."
+    from itertools import groupby
+
+    import pandas as pd
+
+    from petnb.inference import Predictor, predict_folder, predict_table
+
+    predictor, tables = Predictor.load(model), []
+    for is_folder, group in groupby(places, os.path.isdir):
+        if is_folder:
+            tables += [predict_folder(predictor, folder, top, views) for folder in group]
+        else:
+            tables.append(predict_table(predictor, list(group), top, views))
+    return pd.concat(tables, ignore_index=True)
+
+# %% ../nbs/10_cli.ipynb #67f72c2b
 def predict(
     arguments: argparse.Namespace,  # Of `petnb predict`
+) -> dict[str, Any]:  # A list of answers
+    "A line an image: path, class, probability, separated by tabs; then what was not read."
+    from petnb.inference import write_answers
+
+    model = model_of(arguments.model)
+    views = views_of_run(model) if arguments.tta is None else arguments.tta
+    table = answers(model, arguments.images, arguments.top, views)
+    good, bad = table[table["error"] == ""], table[table["error"] != ""]
+    for row in good.itertuples():
+        print(f"{row.path}\t{row.answer}\t{row.probability:.3f}")
+    if arguments.csv:
+        write_answers(table, arguments.csv)
+    for row in bad.itertuples():
+        print(f"petnb: not read: {row.path}: {row.error}", file=sys.stderr)
+    return {"answers": table.to_dict("records"), "not_read": len(bad), "failed": bool(len(bad))}
+
+
+def add_predict(
+    commands: Any,  # argparse's collection of commands
 ) -> None:
-    "A line an image: path, class, probability, separated by tabs; at the end, what was not read."
-    from petnb.data import image_files
+    "The options of `petnb predict`."
+    add = add_command(
+        commands, "predict", predict, "name what is in photographs",
+        "Print a line an image: path, class and probability, separated by tabs. Files that\n"
+        "cannot be read are named on standard error; then the exit code is 1.",
+        ["petnb predict run new-photographs",
+         "petnb predict run cat.jpg dog.jpg --csv answers.csv --top 3",
+         "petnb predict run new-photographs --json | jq .answers"],
+    )  # fmt: skip
+    add("model", help="a run folder, or a model file (.safetensors, .onnx)")
+    add("images", nargs="+", help="image files and folders")
+    add("--csv", metavar="FILE", help="write the whole table as CSV")
+    add("--top", type=int, default=1, help="classes in the table and in JSON (default: 1)")
+    add("--tta", type=int, help="augmented views beside the plain one (default: as the run's)")
+
+# %% ../nbs/10_cli.ipynb #fc1c36e6
+def write_page(
+    arguments: argparse.Namespace,  # Of `petnb report`
+) -> dict[str, Any]:  # The file
+    "Write the page."
+    from petnb.report import write_report
+
+    target = arguments.out or str(Path(arguments.run_folder) / "report.html")
+    path = write_report(arguments.run_folder, target, title=arguments.title)
+    print(f"Report: {path}")
+    return {"report": str(path)}
+
+
+def add_report(
+    commands: Any,  # argparse's collection of commands
+) -> None:
+    "The options of `petnb report`."
+    add = add_command(
+        commands, "report", write_page, "one page of a run's mistakes, to open anywhere",
+        "Write an HTML page with the confusions and the photographs of a run; it needs no\n"
+        "network and no Python to be read. The photographs are in it: mind who may see them.",
+        ["petnb report run", "petnb report run --out for-anna.html"],
+    )  # fmt: skip
+    add("run_folder", metavar="RUN", help="a run folder")
+    add("--out", metavar="FILE", help="the page (default: report.html in the run folder)")
+    add("--title", default="What does the model get wrong?", help="above the page")
+
+# %% ../nbs/10_cli.ipynb #a371fc0c
+GRAVE = ("cannot be decoded", "too large", "leak", "two labels")
+
+
+def check(
+    arguments: argparse.Namespace,  # Of `petnb check`
+) -> dict[str, Any]:  # Counts and findings
+    "Look at every image; failed if there is something grave, or anything with `--strict`."
+    from petnb.runs import read_data
+
+    arguments.on_bad = "ignore"  # The doctor looks closer than a glance
+    found = read_data(arguments).check()
+    print(found)
+    if len(found.table):
+        columns = ["path", "finding", "reason", "twin"]
+        print("\n" + found.shown(arguments.rows)[columns].to_string(index=False))
+    if arguments.csv:
+        found.to_csv(arguments.csv)
+    counts = {str(finding): int(count) for finding, count in found.counts().items()}
+    graver = set(counts) if arguments.strict else set(counts) & set(GRAVE)
+    if graver:
+        print(f"\npetnb: to be mended: {', '.join(sorted(graver))}", file=sys.stderr)
+    rows = found.table.to_dict("records")
+    return {"counts": counts, "findings": rows, "failed": bool(graver)}
+
+# %% ../nbs/10_cli.ipynb #38e0b0a4
+def add_check(
+    commands: Any,  # argparse's collection of commands
+) -> None:
+    "The options of `petnb check`."
+    add = add_command(
+        commands, "check", check, "look for what is wrong with a folder of images",
+        "Decode every image and list broken, odd and duplicate ones, leaks and rare classes.\n"
+        "Changes nothing. The exit code is 1 if something would stop the training or make its\n"
+        f"numbers wrong: {', '.join(GRAVE)}.",
+        ["petnb check photographs",
+         "petnb check photographs --csv findings.csv",
+         "petnb check photographs --strict   exit code 1 for any finding"],
+    )  # fmt: skip
+    add("data", metavar="FOLDER", help="a folder of images, as for petnb train --data")
+    add("--pattern", help="regular expression; its first group is the class in a file's name")
+    add("--split", choices=["stratified", "random", "official", "folder"], help="how images will "
+        "be held out; leaks are looked for between the sides")  # fmt: skip
+    add("--csv", metavar="FILE", help="write all findings as CSV")
+    add("--rows", type=int, default=20, help="findings that are shown (default: 20)")
+    add("--strict", action="store_true", help="exit code 1 for any finding")
+
+# %% ../nbs/10_cli.ipynb #0779d845
+def export(
+    arguments: argparse.Namespace,  # Of `petnb export`
+) -> dict[str, Any]:  # The file
+    "Write ONNX or safetensors."
+    import shutil
+
     from petnb.inference import Predictor
 
-    predictor = Predictor.load(arguments.model)
-    files = [
-        file
-        for place in arguments.images
-        for file in (image_files(place) if Path(place).is_dir() else [Path(place)])
-    ]
-    answers = predictor.table(files)
-    for row in answers[answers["error"] == ""].itertuples():
-        print(f"{row.path}\t{row.label}\t{row.probability:.3f}")
-    broken = answers.loc[answers["error"] != "", "error"]
-    if len(broken):
-        raise ValueError(f"{len(broken)} of {len(files)} not read: " + "; ".join(broken))
+    model = model_of(arguments.model)
+    target = Path(arguments.out or model.with_suffix(".onnx"))
+    if target.suffix == ".onnx":
+        from petnb.onnx_export import export_onnx
 
-# %% ../nbs/10_cli.ipynb #b28bc2f3
-def add_train(commands: Any) -> None:
-    "The arguments of `petnb train`."
-    parser = commands.add_parser(
-        "train",
-        help="train a classifier: the head, a range test, then everything",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train the head of a pretrained network by the 1cycle policy, run the\n"
-        "learning-rate range test, unfreeze, and fine-tune with discriminative rates.",
-        epilog="examples:\n"
-        "  petnb train                           drawn pets, no download\n"
-        "  petnb train --data photographs        one folder for each class\n"
-        "  petnb train --data photographs --backbone resnet34 --fine-tune-epochs 0\n",
-    )
-    add = parser.add_argument
-    add("--data", help="a folder of images, or the Oxford-IIIT Pet set (default: drawn pets)")
-    add("--pattern", help="regular expression; its first group is the class in a file's name")
-    add("--split", choices=["stratified", "random", "official"], help="how images are held out "
-        "(default: official where the data has one, else a stratified fifth)")  # fmt: skip
-    add("--backbone", default="lite0", help="any timm name; lite0 (default) needs no download")
-    add("--head", default="linear", choices=["linear", "fastai"], help="default: linear")
-    add("--size", type=int, help="side of the square in pixels (default: 224; drawn pets 128)")
-    add("--batch-size", type=int, default=32, help="images in one step (default: 32)")
-    add("--epochs", type=int, default=4, help="epochs for the head alone (default: 4)")
-    add("--lr", type=float, default=3e-3, help="highest rate of the head (default: 0.003)")
-    add("--fine-tune-epochs", type=int, default=2, help="epochs for everything (default: 2)")
-    add("--fine-tune-lr", type=float, nargs=2, default=[1e-6, 1e-4], metavar=("LOW", "HIGH"),
-        help="highest rates of the first and of the last group (default: 1e-6 1e-4)")  # fmt: skip
-    add("--seed", type=int, default=42, help="same seed, same result (default: 42)")
-    add("--workers", type=int, help="processes that load images (default: by the cores)")
-    add("--out", help="the run folder (default: runs/ and the time)")
-    parser.set_defaults(run=train)
+        export_onnx(model, target)
+    else:
+        Predictor.load(model)  # Raises if it is not whole
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model, target)
+    print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB")
+    return {"file": str(target)}
 
 
-def add_predict(commands: Any) -> None:
-    "The arguments of `petnb predict`."
-    parser = commands.add_parser(
-        "predict",
-        help="name what is in photographs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Print a line an image: path, class and probability, separated by tabs.",
-        epilog="example:\n  petnb predict runs/2026-01-31-120000/model.safetensors photographs\n",
-    )
-    parser.add_argument("model", help="a model file, such as model.safetensors of a run folder")
-    parser.add_argument("images", nargs="+", help="image files or folders")
-    parser.set_defaults(run=predict)
+def add_export(
+    commands: Any,  # argparse's collection of commands
+) -> None:
+    "The options of `petnb export`."
+    add = add_command(
+        commands, "export", export, "write the model for other programs",
+        "Write an ONNX file, which is compared with PyTorch before it is kept, or a\n"
+        "safetensors file. Both hold classes and preprocessing; neither can run code.",
+        ["petnb export run                        run/model.onnx",
+         "petnb export run --out pets.safetensors"],
+    )  # fmt: skip
+    add("model", help="a run folder or a model file")
+    add("--out", metavar="FILE", help="ends in .onnx or .safetensors (default: beside the model)")
 
-
-def make_parser() -> argparse.ArgumentParser:
+# %% ../nbs/10_cli.ipynb #f11b7a89
+def make_parser() -> Parser:
     "The command with its subcommands."
-    parser = argparse.ArgumentParser(
-        "petnb", description="Train image classifiers on pet breeds, or on any folder of images."
+    parser = Parser(
+        "petnb",
+        description="Train image classifiers on pet breeds, or on any folder of images.",
+        epilog="from a folder of photographs to names for new ones:\n"
+        "  petnb train --data photographs --out run\n  petnb predict run new-photographs\n\n"
+        "exit codes: 0 good, 1 failed, 2 wrong use\n",
     )
-    parser.add_argument("--version", action="version", version=petnb.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="train | predict")
-    add_train(commands)
-    add_predict(commands)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for add in (add_train, add_lr_find, add_predict, add_report, add_check, add_export):
+        add(commands)
     return parser
 
-# %% ../nbs/10_cli.ipynb #1b39439e
+# %% ../nbs/10_cli.ipynb #ca0ae081
+def parse(
+    words: Sequence[str],  # As typed
+) -> argparse.Namespace:
+    "Arguments of a command line. Raises `WrongUseError` with a hint."
+    parser = make_parser()
+    arguments, unknown = parser.parse_known_args(with_config(words))
+    if unknown:
+        actions = (action.choices for action in parser._subparsers._group_actions)  # type: ignore[union-attr]
+        command = next(iter(actions))[arguments.command]  # type: ignore[index]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
+
+# %% ../nbs/10_cli.ipynb #11ffa5e5
+def jsonable(
+    value: Any,  # Of any depth
+) -> Any:
+    "Numbers that are none become null, tuples lists, and what JSON does not know its text."
+    if isinstance(value, Mapping):
+        return {str(name): jsonable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+# %% ../nbs/10_cli.ipynb #627a8baa
+HINTS = {  # By what stands in the message
+    "on_bad='skip'": "`petnb check FOLDER` lists them; --on-bad skip trains without them",
+    "the loss is": "a smaller --lr or --fine-tune-lr; `petnb lr-find` looks for one",
+    "DefaultCPUAllocator": "there is too little memory: a smaller --batch-size or --size",
+    "out of memory": "there is too little memory: a smaller --batch-size or --size",
+    "No space left": "the disk is full",
+}
+
+
+def hint_of(
+    error: BaseException,  # Of a command
+) -> str:  # Empty if nothing is known
+    "What might help."
+    if isinstance(error, WrongUseError):
+        return error.hint
+    text = str(error)
+    for sign, hint in HINTS.items():
+        if sign in text:
+            return hint
+    known = isinstance(error, OSError | ValueError | ArithmeticError | ImportError | LookupError)
+    return near_path(text) if known else "this was not foreseen; --debug shows where it happened"
+
+# %% ../nbs/10_cli.ipynb #ff699041
+def near_path(
+    message: str,  # Of an error
+) -> str:  # A hint, or nothing
+    "What lies beside the first path of the message that does not exist."
+    for word in re.findall(r"[^\s'\";,:]*[\w.]", message):
+        path = Path(word)
+        if len(word) > 2 and not path.exists() and path.parent.is_dir() and path.name:
+            beside = [other.name for other in path.parent.iterdir()]
+            if near := nearest(path.name, beside):
+                return near
+    return ""
+
+# %% ../nbs/10_cli.ipynb #7f6838ea
+def fail(
+    error: BaseException,  # What happened
+    as_json: bool,  # Tell machines as well
+) -> int:  # Exit code
+    "Say it in a line."
+    first, hint = (str(error) or type(error).__name__).splitlines()[0].rstrip(":"), hint_of(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        first = f"{error.filename}: {error.strerror}"
+    print(f"petnb: {first}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": first, "hint": hint}))
+    return 2 if isinstance(error, WrongUseError) else 1
+
+# %% ../nbs/10_cli.ipynb #b8da8f00
+@contextmanager
+def streams(
+    as_json: bool,  # What people read goes to standard error
+) -> Iterator[None]:
+    "Lines at once; names that are no text do not stop anything; figures need no window."
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="surrogateescape")
+    if not as_json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def run(
+    words: Sequence[str],  # As typed
+) -> int:  # Exit code
+    "Parse, do it, and print what came of it. Raises what goes wrong."
+    arguments = parse(words)
+    with streams(arguments.json):
+        result = arguments.run(arguments)
+    failed = result.pop("failed", False)
+    if arguments.json:
+        print(json.dumps(jsonable(result), ensure_ascii=True))
+    return 1 if failed else 0
+
+
 def main(
     arguments: Sequence[str] | None = None,  # None: those of the command line
-) -> int:  # Exit code: 0 is success
+) -> int:  # Exit code: 0 good, 1 failed, 2 wrong use, 130 stopped, 141 nobody reads
     "Run the command."
-    parsed = make_parser().parse_args(arguments)
-    os.environ.setdefault("MPLBACKEND", "Agg")  # Figures go to files; no window is needed
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # Each line is seen at once, in a log too
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        parsed.run(parsed)
+        return run(words)
     except KeyboardInterrupt:
-        print("\npetnb: stopped", file=sys.stderr)
+        print("\npetnb: stopped; what the run folder has is whole", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
-        if parsed.debug:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if "--debug" in words:
             raise
-        print(f"petnb: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return fail(error, "--json" in words)

@@ -653,8 +653,16 @@ def progress_bar(
     kind: type[tqdm[Any]] = tqdm if sys.stderr.isatty() else LineBar
     kind = NotebookBar if in_notebook() else kind
     every = 10.0 if kind is LineBar else 0.5  # Seconds from one sign of life to the next
+    others = int(os.environ.get("RANK", 0)) > 0  # Of several processes (03d), one shows it
     return kind(
-        iterable, description, total, leave=False, delay=2, mininterval=every, dynamic_ncols=True
+        iterable,
+        description,
+        total,
+        leave=False,
+        delay=2,
+        mininterval=every,
+        dynamic_ncols=True,
+        disable=others,
     )
 
 # %% ../nbs/00_data.ipynb #75a8613a

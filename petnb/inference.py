@@ -5,35 +5,73 @@
 # %% ../nbs/09_inference.ipynb #b4071011
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
+from torchvision.transforms.v2.functional import to_pil_image
 
 from .data import image_files, open_image, progress_bar, to_rgb
 from .learner import Learner, default_device, get_preds, read_header, write_model
 from .model import create_classifier
+from .sources import safe_cell
 from .speed import FeatureExtractor, Precision, has_bfloat16
-from .transforms import Normalize, epoch_batches, make_loader, valid_transform
+from .transforms import Normalize, train_transform, valid_transform, view_seed
 
 # %% auto #0
-__all__ = ['ImageLike', 'export', 'Prediction', 'Predictor', 'as_image', 'blend', 'tta']
+__all__ = ['Threshold', 'NOT_SURE', 'Numbers', 'ImageLike', 'Scorer', 'BETA', 'thresholds_of', 'export', 'Prediction',
+           'name_classes', 'image_from_bytes', 'channels_first', 'image_from_numbers', 'as_image', 'TorchScorer',
+           'Predictor', 'open_for', 'read', 'blend', 'views_of', 'score', 'all_probabilities', 'columns_of', 'row_of',
+           'predict_table', 'predict_folder', 'predict', 'write_answers', 'latency', 'timed_step', 'tta']
 
 # %% ../nbs/09_inference.ipynb #eaf29327
+Threshold = float | Mapping[str, float]  # One for all classes, or one for each
+
+
+def thresholds_of(
+    threshold: Threshold,  # From 0, always sure, to 1
+    vocab: Sequence[str],  # Class names
+) -> dict[str, float]:  # One a class; those that a mapping leaves out have 0
+    "A threshold for each class. Raises `ValueError` for shares beyond 0 to 1 and unknown classes."
+    given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(vocab, threshold)
+    if unknown := sorted(set(given) - set(vocab)):
+        raise ValueError(f"a threshold is given for {unknown}, which the model does not know")
+    if wrong := {name: value for name, value in given.items() if not 0 <= value <= 1}:
+        raise ValueError(f"thresholds are probabilities, from 0 to 1, and not {wrong}")
+    return {name: float(given.get(name, 0.0)) for name in vocab}
+
+# %% ../nbs/09_inference.ipynb #b76b07fe
 def export(
     learn: Learner,  # Whose model
     path: str | Path,  # The file to write, such as "pets.safetensors"
+    temperature: float = 1.0,  # Divides the scores; 1: probabilities as they were trained
+    threshold: Threshold = 0.0,  # Less probable answers are "not sure"; 0: there are none
+    card: str = "",  # A model card in Markdown (chapter 09b)
 ) -> Path:  # The same
     "Write one file from which `Predictor.load` can predict; no pickle, nothing that could run."
-    return write_model(learn, Path(path))
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}; it divides scores, and must be over 0")
+    thresholds = thresholds_of(threshold, learn.data.vocab)
+    more = {"temperature": float(temperature), "thresholds": thresholds, "card": card}
+    return write_model(learn, Path(path), **more)
 
-# %% ../nbs/09_inference.ipynb #3d9b81b1
+# %% ../nbs/09_inference.ipynb #ad34b775
+NOT_SURE = "not sure"
+
+
 @dataclass
 class Prediction:
     "What the model says of one image."
@@ -41,135 +79,420 @@ class Prediction:
     label: str  # The class with the highest probability
     probability: float  # Of that class
     probabilities: dict[str, float]  # Of every class, largest first
+    sure: bool = True  # False if the probability is under the threshold
+
+    @property
+    def answer(self) -> str:
+        "The label, or `NOT_SURE`."
+        return self.label if self.sure else NOT_SURE
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        "The `k` most probable classes, each with its probability."
+        return list(self.probabilities.items())[:k]
 
     def __repr__(self) -> str:
-        best = list(self.probabilities.items())[:3]
-        return ", ".join(f"{label} {share:.1%}" for label, share in best)
+        listed = ", ".join(f"{label} {share:.1%}" for label, share in self.top(3))
+        return listed if self.sure else f"{NOT_SURE}: {listed}"
+
+# %% ../nbs/09_inference.ipynb #8a5af7ea
+def name_classes(
+    probabilities: torch.Tensor,  # One image's, in the order of the vocabulary
+    vocab: Sequence[str],  # Class names
+    thresholds: Mapping[str, float],  # Of the classes that have one
+) -> Prediction:
+    "One row of probabilities as an answer; equal ones stay in the order of the vocabulary."
+    order = probabilities.argsort(descending=True, stable=True).tolist()
+    ranked = {vocab[place]: float(probabilities[place]) for place in order}
+    label, probability = next(iter(ranked.items()))
+    return Prediction(label, probability, ranked, probability >= thresholds.get(label, 0.0))
+
+# %% ../nbs/09_inference.ipynb #d336d604
+from .data import SIGNS, ImageError, check_pixels
 
 
-ImageLike = str | Path | Image.Image
+def image_from_bytes(
+    content: bytes,  # A whole image file
+) -> Image.Image:  # Upright, in RGB
+    "Decode bytes. Raises `ImageError`, a `ValueError` that says what they are instead."
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            check_pixels(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
+    except Exception as error:  # Hostile bytes raise nearly anything
+        known = (why for sign, why in SIGNS if re.match(sign, content[:512], re.DOTALL))
+        reason = next(known, str(error).split(" <_io")[0])
+        told = f"cannot decode {len(content):,} bytes: {reason}"
+        raise ImageError(told, reason=reason) from error
+
+# %% ../nbs/09_inference.ipynb #2de98973
+Numbers = np.ndarray | torch.Tensor
 
 
-class Predictor:
-    "A trained model that answers; made from a file, needs no training data."
+def channels_first(
+    numbers: Numbers,  # An array, height x width (x channels); a tensor, channels first
+) -> torch.Tensor:  # 1, 3 or 4 x height x width
+    "Numbers in a tensor's order. Raises `ValueError` for what has no picture's shape."
+    if isinstance(numbers, np.ndarray):
+        if numbers.dtype.kind not in "biuf":
+            raise ValueError(f"an array of {numbers.dtype} is no image")
+        order, found = "height x width x 3", torch.from_numpy(np.ascontiguousarray(numbers))
+        found = found.permute(2, 0, 1) if found.ndim == 3 else found
+    else:
+        order, found = "3 x height x width", numbers.detach().cpu()
+    found = found[None] if found.ndim == 2 else found
+    if found.ndim != 3 or found.shape[0] not in (1, 3, 4):
+        shape = tuple(numbers.shape)
+        raise ValueError(f"an image is {order}, not {shape}; a batch has one dimension more")
+    return found
+
+# %% ../nbs/09_inference.ipynb #9b1bbeb7
+def image_from_numbers(
+    numbers: Numbers,  # As `channels_first` takes them: bytes, or fractions from 0 to 1
+) -> Image.Image:  # In RGB
+    "Numbers as a picture. Raises `ValueError` for numbers that could mean several things."
+    found = channels_first(numbers)
+    if found.is_floating_point():
+        if not (found.numel() and found.min() >= 0 and found.max() <= 1):
+            raise ValueError("fractions must lie from 0 to 1: give an image before normalisation")
+        found = (found * 255).round().byte()
+    if found.dtype != torch.uint8 or not found.numel():
+        told = f"{found.dtype}, {tuple(numbers.shape)}"
+        raise ValueError(f"an image is uint8, or fractions from 0 to 1; not {told}")
+    return to_rgb(to_pil_image(found))
+
+# %% ../nbs/09_inference.ipynb #998459a0
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
+
+
+def as_image(
+    image: ImageLike,  # A file, its bytes, a picture, or numbers
+) -> Image.Image:  # In RGB
+    "An image, upright, decoded if it is not yet. Raises `ValueError` for what is none."
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, bytes):
+        return image_from_bytes(image)
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return image_from_numbers(image)
+    if isinstance(image, str | Path):
+        return open_image(image)
+    known = "a path, bytes, a PIL image, an array or a tensor"
+    raise ValueError(f"a {type(image).__name__} is no image: give {known}")
+
+# %% ../nbs/09_inference.ipynb #7cf63afb
+Scorer = Callable[[torch.Tensor], torch.Tensor]  # From n x 3 x h x w, bytes, to n x classes
+
+
+class TorchScorer:
+    "Probabilities from PyTorch, in the cheapest arithmetic that the file asks for."
 
     def __init__(
         self,
         path: str | Path,  # A file that `export` or `learn.save` wrote
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
+        precision: Precision | None = None,  # None: as it was validated, if the device has it
     ):
-        self.header = read_header(path)
-        self.vocab: list[str] = self.header["vocab"]
+        header = read_header(path)
         self.device = torch.device(device or default_device())
-        model = create_classifier(
-            self.header["architecture"], len(self.vocab), self.header["head"], pretrained=False
-        )
+        n_classes = len(header["vocab"])
+        model = create_classifier(header["architecture"], n_classes, header["head"], False)
         model.load_state_dict(load_file(path), strict=True)
         self.model = model.to(self.device).eval()
+        self.normalize = Normalize(header["mean"], header["std"]).to(self.device)
+        self.temperature: float = header.get("temperature", 1.0)
         native = has_bfloat16(self.device)
-        self.precision: Precision = self.header.get("precision", "float32") if native else "float32"
+        validated: Precision = header.get("precision", "float32") if native else "float32"
+        self.precision: Precision = precision or validated
         self.extractor: FeatureExtractor | None = None  # Made with the first images
-        self.transform = valid_transform(self.header["size"], self.header["crop_pct"])
-        self.normalize = Normalize(self.header["mean"], self.header["std"]).to(self.device)
-
-    @classmethod
-    def load(cls, path: str | Path, device: str | torch.device | None = None) -> Predictor:
-        "The predictor of a model file. Raises `ValueError` if it is not petnb's."
-        return cls(path, device)
 
     @torch.no_grad()
-    def probabilities_of(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
-        "n x classes, for images that are transformed already."
-        batch = self.normalize(torch.stack(list(views)).to(self.device))
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        batch = self.normalize(images.to(self.device))
         batch = batch.contiguous(memory_format=torch.channels_last)
         if self.extractor is None:
             self.extractor = FeatureExtractor(self.model, batch, self.precision)
-        probabilities: torch.Tensor = self.model.head(self.extractor(batch)).softmax(dim=1).cpu()
-        return probabilities
+        logits = self.model.head(self.extractor(batch))
+        return (logits / self.temperature).softmax(dim=1).cpu()  # type: ignore[no-any-return]
 
-    def probabilities(self, images: Sequence[ImageLike], batch_size: int = 64) -> torch.Tensor:
-        "n x classes: the probability of each class, in the order of `images`."
-        if not images:
-            raise ValueError("no images given")
-        starts = range(0, len(images), batch_size)
-        batches = [images[start : start + batch_size] for start in starts]
-        return torch.cat(
-            [
-                self.probabilities_of([self.transform(as_image(image)) for image in batch])
-                for batch in progress_bar(batches, "predicting")
-            ]
-        )
+# %% ../nbs/09_inference.ipynb #eae65fca
+class Predictor:
+    "A trained model that answers; made from a file, needs no training data."
+
+    def __init__(
+        self,
+        header: Mapping[str, Any],  # What `read_header` gives
+        scorer: Scorer,  # From images as the transform leaves them to probabilities
+    ):
+        self.header, self.scorer = dict(header), scorer
+        self.vocab: list[str] = self.header["vocab"]
+        self.thresholds: dict[str, float] = self.header.get("thresholds", {})
+        self.card: str = self.header.get("card", "")
+        size: int = self.header["size"]
+        self.transform = valid_transform(size, self.header["crop_pct"])
+        self.augment = train_transform(size)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,  # A file of `export`, `learn.save` or chapter 09a (ONNX), or a run folder
+        device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
+        precision: Precision | None = None,  # None: as it was validated
+    ) -> Predictor:
+        "The predictor of a model file. Raises `ValueError` if it is not petnb's."
+        file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+        if file.suffix == ".onnx":
+            from petnb.onnx_export import load_onnx
+
+            return load_onnx(file)
+        return cls(read_header(file), TorchScorer(file, device, precision))
+
+    def probabilities(
+        self, images: Sequence[ImageLike], views: int = 0, batch_size: int = 64
+    ) -> torch.Tensor:
+        "n x classes, in the order of `images`. Raises `ValueError` if one cannot be read."
+        return all_probabilities(self, images, views, batch_size)
 
     @overload
-    def predict(self, images: Image.Image) -> Prediction: ...
+    def predict(
+        self, images: Image.Image | bytes, top: int = 3, views: int = 0
+    ) -> Prediction: ...
     @overload
-    def predict(self, images: str | Path) -> Prediction | pd.DataFrame: ...
+    def predict(self, images: list[Any], top: int = 3, views: int = 0) -> pd.DataFrame: ...
     @overload
-    def predict(self, images: list[ImageLike]) -> pd.DataFrame: ...
-    def predict(self, images: Any) -> Any:
-        "A `Prediction` for a file or an image; a table for a list or a folder of them."
-        if isinstance(images, str | Path) and Path(images).is_dir():
-            return self.table(image_files(images))
-        if isinstance(images, str | Path | Image.Image):
-            return self.answer(self.probabilities([images])[0])
-        if not isinstance(images, list):
-            raise ValueError(f"cannot predict a {type(images).__name__}: give an image or a list")
-        return self.table(images)
+    def predict(self, images: Any, top: int = 3, views: int = 0) -> Any: ...
+    def predict(self, images: Any, top: int = 3, views: int = 0) -> Any:
+        "A `Prediction` for one image; a table for a list, a folder or a batch; see `predict`."
+        return predict(self, images, top, views)
 
-    def table(self, images: Sequence[ImageLike], batch_size: int = 64) -> pd.DataFrame:
-        "A row an image: path, label, probability, and what was wrong with those without a label."
-        rows: list[list[Any]] = []
-        for start in progress_bar(range(0, len(images), batch_size), "predicting"):
-            views: dict[int, torch.Tensor] = {}
-            for row, image in enumerate(images[start : start + batch_size], start):
-                rows.append([str(image) if isinstance(image, str | Path) else "", "", math.nan, ""])
-                try:
-                    views[row] = self.transform(as_image(image))
-                except (OSError, ValueError) as error:
-                    rows[row][3] = str(error)
-            found = list(self.probabilities_of(list(views.values()))) if views else []
-            for row, probabilities in zip(views, found, strict=True):
-                answer = self.answer(probabilities)
-                rows[row][1:3] = answer.label, answer.probability
-        return pd.DataFrame(rows, columns=["path", "label", "probability", "error"])
+    def table(
+        self, images: Sequence[ImageLike], top: int = 3, views: int = 0, batch_size: int = 64
+    ) -> pd.DataFrame:
+        "A row an image; see `predict_table`."
+        return predict_table(self, images, top, views, batch_size)
 
     def answer(self, probabilities: torch.Tensor) -> Prediction:
         "Name the classes of one row of probabilities, largest first."
-        order = probabilities.argsort(descending=True, stable=True).tolist()
-        ranked = {self.vocab[place]: float(probabilities[place]) for place in order}
-        label = next(iter(ranked))
-        return Prediction(label, ranked[label], ranked)
+        return name_classes(probabilities, self.vocab, self.thresholds)
 
     def __repr__(self) -> str:
         return f"Predictor: {self.header['architecture']}, {len(self.vocab)} classes"
 
-# %% ../nbs/09_inference.ipynb #ad34b775
-def as_image(
-    image: ImageLike,  # A file or an image
+# %% ../nbs/09_inference.ipynb #14c3eaa6
+def open_for(
+    predictor: Predictor,  # Knows the size
+    image: ImageLike,  # Anything that may hold a picture
 ) -> Image.Image:  # In RGB
-    "An image, upright, decoded if it is still a file. Raises `ValueError` for what is neither."
-    if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
-    if isinstance(image, str | Path):
-        return open_image(image)
-    raise ValueError(f"a {type(image).__name__} is no image: give a path or a PIL image")
+    "As `as_image`. Raises `ValueError` for strips that would have too many pixels when scaled."
+    picture, cap = as_image(image), Image.MAX_IMAGE_PIXELS
+    side = predictor.header["size"] / predictor.header["crop_pct"]
+    pixels = side**2 * max(picture.size) / min(picture.size)
+    if cap and pixels > cap:
+        raise ValueError(
+            f"a strip of {picture.width} x {picture.height} pixels would have {pixels:,.0f} when "
+            f"scaled for the model, over the cap of {cap:,}: cut a part out of it"
+        )
+    return picture
 
-# %% ../nbs/09_inference.ipynb #94993728
+# %% ../nbs/09_inference.ipynb #b4c613c9
+def read(
+    predictor: Predictor,  # Knows the size
+    image: ImageLike,  # Anything that may hold a picture
+) -> Image.Image | str:  # The picture, or what is wrong
+    "As `open_for`, but one that cannot be read becomes a sentence, and the others go on."
+    try:
+        return open_for(predictor, image)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+# %% ../nbs/09_inference.ipynb #6cfa958b
+BETA = 0.25  # Share of the plain view; fastai's default
+
+
 def blend(
-    augmented: torch.Tensor,  # n x classes, mean over the views
+    augmented: torch.Tensor,  # n x classes, mean over the augmented views
     plain: torch.Tensor,  # n x classes, of the middle view
-    beta: float = 0.25,  # Share of the plain view; fastai's default
+    beta: float = BETA,  # Share of the plain view
 ) -> torch.Tensor:  # n x classes
     "Mix probabilities of augmented views and of the plain one."
     if not 0 <= beta <= 1:
         raise ValueError(f"beta is {beta}; it is a share, from 0 to 1")
     return torch.lerp(augmented, plain, beta)
 
+# %% ../nbs/09_inference.ipynb #d2bb470e
+def views_of(
+    predictor: Predictor,  # Whose transforms
+    image: Image.Image,  # In RGB
+    views: int,  # Augmented views beside the plain one
+) -> torch.Tensor:  # (1 + views) x 3 x h x w, bytes; the plain one first
+    "A picture as the model sees it; the same dice for every picture, so that company is no matter."
+    looks = [predictor.transform(image)]
+    with torch.random.fork_rng(devices=[]):
+        for view in range(views):
+            torch.default_generator.manual_seed(view_seed(0, view, 0))
+            looks.append(predictor.augment(image))
+    return torch.stack(looks)
+
+# %% ../nbs/09_inference.ipynb #7b0aa9c2
+def score(
+    predictor: Predictor,  # Who is asked
+    images: Sequence[Image.Image],  # One batch, decoded
+    views: int = 0,  # Augmented views beside the plain one
+) -> torch.Tensor:  # n x classes
+    "Probabilities of one batch."
+    looks = torch.cat([views_of(predictor, image, views) for image in images])
+    found = predictor.scorer(looks)
+    found = found.view(len(images), 1 + views, -1)
+    return blend(found[:, 1:].mean(1), found[:, 0]) if views else found[:, 0]
+
+
+def all_probabilities(
+    predictor: Predictor,  # Who is asked
+    images: Sequence[ImageLike],  # Any number of them
+    views: int = 0,  # Augmented views of each beside the plain one
+    batch_size: int = 64,  # Pictures, views included, that are computed at once
+) -> torch.Tensor:  # n x classes
+    "Probabilities of each image, in order. Raises `ValueError` if one cannot be read."
+    if not len(images):
+        raise ValueError("no images given")
+    size = max(batch_size // (1 + views), 1)
+    starts = progress_bar(range(0, len(images), size), "predicting")
+    batches = (
+        [open_for(predictor, image) for image in images[start : start + size]] for start in starts
+    )
+    return torch.cat([score(predictor, batch, views) for batch in batches])
+
+# %% ../nbs/09_inference.ipynb #ff418fff
+from .transforms import decoding_threads
+
+
+def columns_of(
+    top: int,  # Classes that are listed for each image
+) -> list[str]:
+    "The table's columns: path, answer, then label and probability of each rank, and the error."
+    ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
+    pairs = [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
+    return ["path", "answer", *pairs, "error"]
+
+# %% ../nbs/09_inference.ipynb #bf12b9ac
+def row_of(
+    image: ImageLike,  # Where the answer comes from
+    found: Prediction | str,  # The answer, or what was wrong
+    top: int,  # Classes that are listed
+) -> list[Any]:  # As `columns_of` names them
+    "One row of the table; what was wrong stands in the last column."
+    path = str(image) if isinstance(image, str | Path) else ""
+    if isinstance(found, str):
+        return [path, "", *["", math.nan] * top, found]
+    ranked = [cell for pair in found.top(top) for cell in pair]
+    missing = [cell for _ in range(top - len(found.probabilities)) for cell in ("", math.nan)]
+    return [path, found.answer, *ranked, *missing, ""]
+
+# %% ../nbs/09_inference.ipynb #b741dddc
+def predict_table(
+    predictor: Predictor,  # Who is asked
+    images: Sequence[ImageLike],  # Any number of them
+    top: int = 3,  # Classes that are listed for each
+    views: int = 0,  # Augmented views of each beside the plain one
+    batch_size: int = 64,  # Pictures, views included, that are computed at once
+) -> pd.DataFrame:  # path, answer, label, probability, label_2, ..., error
+    "A row an image, in order; one that cannot be read has no answer, and the reason."
+    if top < 1 or views < 0:
+        raise ValueError(f"top is {top} and views {views}: at least 1 and 0 are needed")
+    rows, size = list[list[Any]](), max(batch_size // (1 + views), 1)
+    with ThreadPoolExecutor(decoding_threads()) as threads:
+        for start in progress_bar(range(0, len(images), size), "predicting"):
+            batch = images[start : start + size]
+            pictures = list(threads.map(partial(read, predictor), batch))
+            good = [picture for picture in pictures if not isinstance(picture, str)]
+            answers = iter(score(predictor, good, views) if good else ())
+            for image, got in zip(batch, pictures, strict=True):
+                found = got if isinstance(got, str) else predictor.answer(next(answers))
+                rows.append(row_of(image, found, top))
+    return pd.DataFrame(rows, columns=columns_of(top))
+
+# %% ../nbs/09_inference.ipynb #b6d52184
+def predict_folder(
+    predictor: Predictor,  # Who is asked
+    folder: str | Path,  # Where the photographs are, at any depth
+    top: int = 3,  # Classes that are listed for each
+    views: int = 0,  # Augmented views of each beside the plain one
+) -> pd.DataFrame:  # As `predict_table` gives it
+    "A row a file, unreadable ones included. Raises `FileNotFoundError` where there is no image."
+    files = image_files(folder)
+    answers = predict_table(predictor, files, top, views)
+    unread = [(path, why) for path, why in files.left_out if path.is_file() and why != "hidden"]
+    rows = [row_of(path, why, top) for path, why in unread]
+    return pd.concat([answers, pd.DataFrame(rows, columns=answers.columns)], ignore_index=True)
+
+# %% ../nbs/09_inference.ipynb #121f3788
+def predict(
+    predictor: Predictor,  # Who is asked
+    images: Any,  # A path, bytes, picture, array, tensor; or a list, a folder, a batch of numbers
+    top: int = 3,  # Classes in a table's row
+    views: int = 0,  # Augmented views of each beside the plain one
+) -> Prediction | pd.DataFrame:  # A `Prediction` for one image, a table for several
+    "An answer for whatever holds a picture, or several. Raises `ValueError` for what does not."
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        return predict_folder(predictor, images, top, views)
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return predict_table(predictor, list(images), top, views)
+    if isinstance(images, list | tuple):
+        return predict_table(predictor, images, top, views)
+    return predictor.answer(score(predictor, [open_for(predictor, images)], views)[0])
+
+# %% ../nbs/09_inference.ipynb #cf27b0d8
+def write_answers(
+    answers: pd.DataFrame,  # From `predict_table`
+    path: str | Path,  # The file to write
+    spreadsheet: bool = False,  # A copy for people: no cell is a formula
+) -> Path:  # The same file
+    "Write answers as CSV; the exact form is UTF-8, with paths that are not kept as they are."
+    table = answers.map(safe_cell).rename(columns=safe_cell) if spreadsheet else answers
+    encoding, errors = ("utf-8-sig", "replace") if spreadsheet else ("utf-8", "surrogateescape")
+    with open(path, "w", encoding=encoding, errors=errors, newline="") as file:
+        table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return Path(path)
+
+# %% ../nbs/09_inference.ipynb #94993728
+def latency(
+    predictor: Predictor,  # Who is asked
+    image: ImageLike,  # Any image, preferably a file
+    repeats: int = 20,  # Of each step
+) -> pd.DataFrame:  # One row a step: median and 95th percentile, in milliseconds
+    "How long one photograph takes, step by step."
+    picture = as_image(image)
+    view = views_of(predictor, picture, 0)
+    steps: dict[str, Callable[[], Any]] = {
+        "decode": lambda: as_image(image),
+        "transform": lambda: views_of(predictor, picture, 0),
+        "network": lambda: predictor.scorer(view),
+        "together": lambda: predictor.predict(image),
+    }
+    rows = {}
+    for name, step in steps.items():
+        step()
+        taken = [timed_step(step) for _ in range(repeats)]
+        rows[name] = 1000 * np.percentile(taken, [50, 95])
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["median ms", "95th percentile"])
+
+
+def timed_step(
+    step: Callable[[], Any],  # What to time, once
+) -> float:  # Seconds
+    "How long it takes; answers come back to the CPU, so that nothing is still under way."
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+# %% ../nbs/09_inference.ipynb #86c921d9
+from .transforms import epoch_batches, make_loader
+
 
 def tta(
     learn: Learner,  # Whose model is asked
     n: int = 4,  # Augmented views of each picture; fastai's default
-    beta: float = 0.25,  # Share of the plain view; fastai's default
+    beta: float | None = BETA,  # Share of the plain view; None: that of each other view
     split: str = "valid",  # Side of the split
 ) -> tuple[torch.Tensor, torch.Tensor]:  # Probabilities, n x classes, and targets
     "Test-time augmentation, on images with known answers."
@@ -179,4 +502,5 @@ def tta(
     for view in range(n):
         epoch_batches(views).set_epoch(0, view)
         found.append(get_preds(learn, views)[0].softmax(dim=1))
-    return blend(torch.stack(found).mean(0), plain.softmax(dim=1), beta), targets
+    share = 1 / (n + 1) if beta is None else beta
+    return blend(torch.stack(found).mean(0), plain.softmax(dim=1), share), targets

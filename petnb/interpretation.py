@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from petnb.calibration import Calibration
     from petnb.comparison import Comparison
+    from petnb.data import ImageData
     from petnb.explorer import Explorer
 
 # %% auto #0
@@ -52,6 +53,7 @@ class Interpretation:
     vocab: list[str]  # Class names
     split: str = "valid"  # The side of the split they are from
     features: np.ndarray | None = None  # n x channels, float32: what the head received, if asked
+    root: Path | None = None  # Folder of the images, where it is known; the file does not keep it
 
     def __post_init__(self) -> None:
         check_parts(self)
@@ -171,11 +173,17 @@ class Interpretation:
         "Take back what `save` kept; see `load`."
         return load(path)
 
-    def explore(self) -> Explorer:
-        "Browse the images in a widget; see `petnb.explorer`."
+    def explore(self, data: ImageData | None = None, **options: Any) -> Explorer:
+        "Browse the images in a widget, and mend labels; see `petnb.explorer`."
         from petnb.explorer import Explorer
 
-        return Explorer(self)
+        return Explorer(self, data, **options)
+
+    def to_html(self, path: str | Path = "report.html", **options: Any) -> Path:
+        "The same view in one file, without a kernel; see `petnb.report`."
+        from petnb.report import write_report
+
+        return write_report(self, path, **options)
 
     def __repr__(self) -> str:
         low, high = wilson_interval(self.accuracy, len(self.targets))
@@ -229,7 +237,9 @@ def interpret(
     with watch_head(learn, features) as seen:
         logits, targets = get_preds(learn, make_loader(learn.data, split, augment=False))
     found = torch.cat(seen).numpy() if features else None
-    return from_logits(logits, targets, items, learn.data.vocab, split, found)
+    interp = from_logits(logits, targets, items, learn.data.vocab, split, found)
+    interp.root = learn.data.root
+    return interp
 
 # %% ../nbs/07_interpretation.ipynb #e0c549eb
 @contextmanager

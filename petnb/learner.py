@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth',
-           'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order',
-           'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
-           'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
-           'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save',
-           'load_weights', 'load']
+__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder',
+           'smooth', 'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed',
+           'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files',
+           'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device',
+           'vision_learner', 'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header',
+           'model_file', 'save', 'load_weights', 'load']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -64,6 +65,7 @@ class Callback:
     "Something that is told how a fit goes. Override the moments that you care about."
 
     order: int = 50  # Who is told first: the recorder has 0, the progress 90
+    once: bool = False  # Of several processes (chapter 03d), only the first tells it
 
     def before_fit(self, fit: Fit) -> None:
         "Before the first step."
@@ -149,6 +151,10 @@ class Fit:
             self.learning = LearningModel(learn.model, inputs, precision, rest)
             learn.choices["training"] = str(self.learning)
         return self.learning
+
+    def images_in(self, batch: Batch) -> int:
+        "Images of a batch, over all processes (chapter 03d)."
+        return self.learn.processes.total(len(batch[1]))
 
     def tell(self, moment: str) -> None:
         "Call this moment's method of each callback."
@@ -323,7 +329,7 @@ def history_table(
 class Progress(Callback):
     "A bar with the time that is left, and a row for each epoch."
 
-    order = 90
+    order, once = 90, True
 
     def before_fit(self, fit: Fit) -> None:
         self.first_row = len(fit.learn.recorder.rows)
@@ -374,14 +380,21 @@ def training_batches(
     learn, batches = fit.learn, epoch_batches(fit.learn.data.train)
     view = epoch if fit.views is None else epoch % fit.views
     batches.set_epoch(epoch, view, fit.n_batches)
+    batches.share = learn.processes.share
+    learn.processes.check(batches)
+    shares = batches.parts(epoch)
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
     key = (learn.features_key(learn.data.train, digest), view, fit.size) if reused else None
     kept = learn.store.get(key) if key else None
-    if kept:
-        for positions in np.array_split(batches.order(epoch), len(batches))[fit.n_batches :]:
-            yield kept[0][positions].to(learn.device), kept[1][positions].to(learn.device)
+    if key and learn.processes.agree(kept is not None):
+        kept = learn.processes.exchange(kept or (), batches, epoch)
+        learn.store.put(key, kept)
+        mine = np.sort(np.concatenate(shares))
+        for positions in shares[fit.n_batches :]:
+            rows = np.searchsorted(mine, positions)
+            yield kept[0][rows].to(learn.device), kept[1][rows].to(learn.device)
         return
     extractor, found = None, []
     for images, targets in timed(fit, learn.data.train):
@@ -393,7 +406,7 @@ def training_batches(
             found.append((inputs.cpu(), targets))
         yield inputs, targets.to(learn.device)
     if found and len(found) == len(batches):
-        learn.store.put(key, in_order(found, batches.order(epoch)))
+        learn.store.put(key, (*in_order(found, np.concatenate(shares)), torch.tensor(epoch)))
 
 
 def timed(
@@ -413,7 +426,7 @@ def timed(
 
 def in_order(
     found: Sequence[Batch],  # Batches in the order of an epoch
-    order: np.ndarray,  # Positions of the images in that order
+    order: np.ndarray,  # Positions of these images in that order
 ) -> Batch:  # All of them, by position
     "Undo the shuffling of an epoch."
     places = torch.from_numpy(np.argsort(order))
@@ -483,7 +496,7 @@ def steps_per_epoch(
     "How often the weights move in an epoch. Raises `ValueError` if `accumulate` is below 1."
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}; it is a number of images, 1 or more")
-    return sum(1 for _ in gather(epoch_batches(learn.data.train), accumulate, len))
+    return sum(1 for _ in gather(epoch_batches(learn.data.train).whole(0), accumulate, len))
 
 # %% ../nbs/03_learner.ipynb #435b6901
 class NonFiniteError(ArithmeticError):
@@ -527,10 +540,11 @@ def train_step(
     position = fit.step / fit.n_steps
     settings = settings_at(position, fit.lrs, fit.schedule, fit.momentum)
     fit.settings = set_rates(fit.optimizer, settings)
-    fit.n_images = sum(len(targets) for _, targets in batches)
-    torch.manual_seed(view_seed(learn.seed, learn.n_steps, 0))
+    fit.n_images = sum(map(fit.images_in, batches))
+    torch.manual_seed(view_seed(learn.seed, learn.n_steps, learn.processes.rank))
     fit.optimizer.zero_grad()
-    fit.loss = sum(backward(fit, inputs, targets) for inputs, targets in batches)
+    loss = sum(backward(fit, inputs, targets) for inputs, targets in batches)
+    fit.loss = learn.processes.add_up(learn.model, loss)
     clip_gradient(fit)
     fit.optimizer.step()
     fit.step += 1
@@ -546,7 +560,7 @@ def train_epoch(
     fit.first_step = fit.first_step if fit.n_batches else fit.step
     learn.model.train()
     inputs = training_batches(fit, learn.n_epochs)
-    for batches in gather(inputs, fit.accumulate, lambda batch: len(batch[1])):
+    for batches in gather(inputs, fit.accumulate, fit.images_in):
         train_step(fit, batches)
         fit.seen += fit.n_images
         fit.n_batches += len(batches)
@@ -571,6 +585,9 @@ class FitOptions(TypedDict, total=False):
     views: int | None
     checkpoint_every: int
     resume: bool
+
+
+FITTING = threading.RLock()  # Held while a fit runs, so that nothing disturbs it meanwhile
 
 
 def fit(
@@ -602,6 +619,7 @@ def fit(
         from petnb.resume import Checkpoint
 
         told.append(Checkpoint(checkpoint_every, resume))
+    told = [callback for callback in told if learn.processes.first or not callback.once]
     run = Fit(
         learn,
         n_epochs,
@@ -616,7 +634,7 @@ def fit(
         mix=mixing(len(learn.data.vocab), mixup, cutmix),
         views=views,
     )
-    with torch.random.fork_rng():
+    with FITTING, torch.random.fork_rng():
         try:
             run.tell("before_fit")
             while run.epoch < n_epochs and not run.stop:
@@ -645,22 +663,26 @@ def get_preds(
     learn.model.eval()
     part = whole_body(learn.model)
     digest = part.digest()
-    key = (learn.features_key(loader, digest), epoch_batches(loader).view)
+    order = epoch_batches(loader)
+    order.share = learn.processes.share
+    key = (learn.features_key(loader, digest), order.view)
     if kept := learn.store.get(key):
-        batches = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
-        return torch.cat([learn.model.head(batch).cpu() for batch in batches]), kept[1]
-    extractor, logits, found, targets = None, [], [], []
+        parts = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
+        scores = torch.cat([learn.model.head(some).cpu() for some in parts])
+        return learn.processes.join(order, scores, kept[1])
+    logits, targets = [torch.empty(0, len(learn.data.vocab))], [torch.empty(0, dtype=torch.long)]
+    extractor, found = None, []
     for images, expected in progress_bar(loader, "predicting"):
         prepared = learn.prepare(images)
         extractor = extractor or learn.feature_extractor(part, prepared, digest)
         features = extractor(prepared)
         logits.append(learn.model.head(features).cpu())
         targets.append(expected)
-        if learn.store.has_room(features, len(loader)) and not epoch_batches(loader).shuffle:
+        if learn.store.has_room(features, len(loader)) and not order.shuffle:
             found.append(features.cpu())
-    if found:
+    if found and len(found) == len(order):
         learn.store.put(key, (torch.cat(found), torch.cat(targets)))
-    return torch.cat(logits), torch.cat(targets)
+    return learn.processes.join(order, torch.cat(logits), torch.cat(targets))
 
 
 def validate(
@@ -694,6 +716,9 @@ class Learner:
         cache_bytes: int = 2**30,  # Memory for features that are kept; 0: none are
         pages: bool = True,  # Keep freed memory (`keep_pages`), for the whole process
     ):
+        from petnb.distributed import join_processes
+
+        self.processes = join_processes()
         self.device = torch.device(device or default_device())
         self.data, self.metrics = data, tuple(metrics)
         self.loss_func: Score = (
@@ -710,6 +735,7 @@ class Learner:
         self.fixed: dict[str, speed.Precision] = {}  # Precisions that a checkpoint prescribes
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
         self.n_checkpointed = 0  # Fits with checkpoints so far
+        self.processes.prepare(self)
 
     @property
     def groups(self) -> list[list[nn.Parameter]]:
@@ -844,11 +870,11 @@ class Learner:
 
         return interpret(self, split, features)
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, **options: Any) -> Path:
         "One file for `Predictor`; see `petnb.inference`."
         from petnb.inference import export
 
-        return export(self, path)
+        return export(self, path, **options)
 
     def __repr__(self) -> str:
         trained = f"{self.n_epochs} epochs trained"
@@ -911,9 +937,13 @@ def header(
 def write_model(
     learn: Learner,  # Whose model is kept
     path: Path,  # The file; its folder is made if missing
+    **more: Any,  # What else the header shall hold, JSON-able
 ) -> Path:  # The same
-    "Write weights and header to one safetensors file, all or nothing (chapter 02f)."
-    return write_tensors(path, learn.model.state_dict(), header(learn))
+    """Write weights and header to one safetensors file, all or nothing (chapter 02f). Of several
+    processes, the first writes, and the others wait for it."""
+    told = header(learn) | more
+    learn.processes.once(lambda: str(write_tensors(path, learn.model.state_dict(), told)))
+    return path
 
 
 KINDS: dict[str, Any] = {

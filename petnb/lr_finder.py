@@ -138,7 +138,7 @@ def lr_find(
         optimizer = create_optimizer(learn.groups, wd, learn.optimizer)
         run = Fit(learn, 1, n_steps, optimizer, relative, schedule, lambda position: 0.9)
         learn.model.train()
-        groups = gather(endless_batches(run), accumulate, lambda batch: len(batch[1]))
+        groups = gather(endless_batches(run), accumulate, run.images_in)
         steps = zip(range(n_steps), groups, strict=False)
         for _, batches in progress_bar(steps, "finding a rate", n_steps):
             with suppress(NonFiniteError):  # Noted below, and the end of the experiment

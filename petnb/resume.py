@@ -78,8 +78,9 @@ def conditions(
 def watching(
     fit: Fit,  # The state of the run
 ) -> list[Callback]:  # In their order
-    "Those that have something to remember."
-    return [callback for callback in fit.callbacks if type(callback).state is not Callback.state]
+    "Those that have something to remember, in every process."
+    remember = [c for c in fit.callbacks if type(c).state is not Callback.state]
+    return [callback for callback in remember if not callback.once]
 
 
 def differences(
@@ -99,7 +100,9 @@ def shorten(
     return text if len(text) <= 60 else f"{text[:45]} ... {text[-10:]}"
 
 # %% ../nbs/03b_resume.ipynb #06300470
-def machine() -> dict[str, Any]:
+def machine(
+    n_processes: int = 1,  # That learn as one (chapter 03d)
+) -> dict[str, Any]:
     "What the last digits depend on."
     import timm
     import torchvision
@@ -109,6 +112,7 @@ def machine() -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
         "threads": torch.get_num_threads(),
+        "processes": n_processes,
         "processor": platform.machine(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -233,14 +237,20 @@ class Checkpoint(Callback):
         learn = fit.learn
         self.number = learn.n_checkpointed + 1
         self.path = checkpoint_path(learn.path, self.number)
-        self.lock = locked(self.path.parent)
         self.conditions = conditions(fit)
-        if self.resume and (self.path.is_file() or previous(self.path).is_file()):
+        if learn.processes.once(lambda: self.begin(learn.path)):
             self.go_on(fit)
         else:
-            forget_later(learn.path, self.number)
             learn.fixed = decide(fit)
             self.write(fit)
+
+    def begin(self, folder: Path) -> bool:
+        "Lock the folder; whether there is something to go on from, or forget what is older."
+        self.lock = locked(self.path.parent)
+        if self.resume and (self.path.is_file() or previous(self.path).is_file()):
+            return True
+        forget_later(folder, self.number)
+        return False
 
     def go_on(self, fit: Fit) -> None:
         "Take back the last checkpoint. Raises `ValueError` if it is of another fit."
@@ -250,18 +260,23 @@ class Checkpoint(Callback):
                 f"{self.path} is of another fit: {'; '.join(other)}. Make it the same, "
                 "or start anew with resume=False"
             )
-        if elsewhere := differences(header["machine"], machine()):
+        if elsewhere := differences(header["machine"], machine(fit.learn.processes.n)):
             told = "; ".join(elsewhere)
             warnings.warn(f"goes on, but not to the bit: {told}", stacklevel=2)
         take_back(fit, tensors, header)
         fill_store(fit)
-        if fit.learn.show_progress:
+        if fit.learn.show_progress and fit.learn.processes.first:
             print(f"goes on after step {fit.step} of {fit.n_steps}, from {self.path}", flush=True)
 
     def write(self, fit: Fit) -> None:
-        "Write the state as it is now."
+        "Write the state as it is now; of several processes (chapter 03d), the first does."
+        fit.learn.processes.once(lambda: self.write_file(fit))
+
+    def write_file(self, fit: Fit) -> None:
+        "The file itself."
         tensors, header = state_of(fit)
-        header |= {"conditions": self.conditions, "machine": machine()}
+        now = machine(fit.learn.processes.n)
+        header |= {"conditions": self.conditions, "machine": now}
         write_tensors(self.path, tensors, header)
 
     def after_step(self, fit: Fit) -> None:
@@ -269,12 +284,11 @@ class Checkpoint(Callback):
             self.write(fit)
 
     def after_fit(self, fit: Fit) -> None:
-        if self.lock is None:
-            return
         if fit.epoch >= fit.n_epochs or fit.stop:
             self.write(fit)
             fit.learn.n_checkpointed = self.number
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
 # %% ../nbs/03b_resume.ipynb #1c006066
 def checkpoint_path(

@@ -219,6 +219,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         self.n_images, self.batch_size, self.shuffle = n_images, batch_size, shuffle
         self.seed, self.epoch, self.view, self.skip = seed, 0, 0, 0
+        self.share = (0, 1)  # Which part of each batch this process takes, of how many (03d)
 
     def set_epoch(self, epoch: int, view: int | None = None, skip: int = 0) -> None:
         "Choose the order of the next walk, its views (None: the same epoch's) and where it begins."
@@ -234,15 +235,25 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return math.ceil(self.n_images / self.batch_size)
 
+    def whole(self, epoch: int) -> list[np.ndarray]:
+        "Positions of each batch's images in an epoch."
+        return np.array_split(self.order(epoch), len(self))
+
+    def parts(self, epoch: int, share: tuple[int, int] | None = None) -> list[np.ndarray]:
+        "The part of each batch that this process takes, or another: the first is (0, 2) of two."
+        number, of = share or self.share
+        return [np.array_split(batch, of)[number] for batch in self.whole(epoch)]
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         skip, self.skip = self.skip, 0  # For one walk only
-        for batch in np.array_split(self.order(self.epoch), len(self))[skip:]:
-            yield [(self.view, int(index)) for index in batch]
+        for batch in self.parts(self.epoch)[skip:]:
+            if len(batch):
+                yield [(self.view, int(index)) for index in batch]
 
 # %% ../nbs/01_transforms.ipynb #65aab2d9
 def default_workers() -> int:
     "Half the cores, at most 8; none on up to two cores, or where a process cannot fork."
-    cores = available_cores()
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # Of torchrun: 03d
     return min(cores // 2, 8) if cores > 2 and sys.platform == "linux" else 0
 
 

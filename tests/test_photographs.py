@@ -9,6 +9,7 @@ from petnb.data import ImageData, open_image
 from petnb.inference import Predictor
 from petnb.interpretation import interpret
 from petnb.learner import Learner, vision_learner
+from petnb.onnx_export import TOLERANCE, export_onnx
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,13 @@ def test_predictor_says_what_validation_said(trained: Learner, tmp_path: Path) -
     predictor = Predictor.load(trained.export(tmp_path / "pets.safetensors"))
     some = list(interp.items["path"][:40])
     assert np.allclose(predictor.probabilities(some).numpy(), interp.probs[:40], atol=1e-5)
+
+
+def test_onnx_says_what_the_predictor_says(trained: Learner, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    file = trained.export(tmp_path / "pets.safetensors")
+    some = list(trained.data.on_side("valid")["path"][:40])
+    exact, onnx = Predictor.load(file, precision="float32"), Predictor.load(export_onnx(file))
+    assert np.allclose(onnx.probabilities(some), exact.probabilities(some), atol=TOLERANCE)
+    assert onnx.predict(some)["label"].equals(exact.predict(some)["label"])

@@ -1,0 +1,236 @@
+"""Several processes learn as one: real processes, on this machine, on tiny drawings."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from together import killed, resumed
+
+from petnb.cli import main
+from petnb.distributed import Processes, buckets, launch
+from petnb.learner import read_header
+from petnb.transforms import EpochBatches
+
+HERE = Path(__file__).resolve().parent
+Found = list[dict[str, Any]]
+LONG = pytest.mark.skipif("PETNB_LONG" not in os.environ, reason="PETNB_LONG is not set")
+FITS = ["fresh views", "kept features", "late body", "batch norm"]
+
+
+def started(n_processes: int, folder: Path, drawings: Path) -> Found:
+    """What each of several processes wrote down."""
+    folder.mkdir()
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_processes),
+                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+    script = [str(HERE / "together.py"), str(folder), str(drawings)]
+    command = [sys.executable, *(torchrun if n_processes > 1 else []), *script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("rank-*.json"))]
+    assert len(texts) == n_processes
+    return [json.loads(text) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Any]:
+    return started(1, folder / "1", folder / "drawings")[0]
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=LONG)])
+def several(request: pytest.FixtureRequest, folder: Path, alone: dict[str, Any]) -> Found:
+    return started(request.param, folder / str(request.param), folder / "drawings")
+
+
+# -- The same steps ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", FITS[:3])
+def test_losses_are_those_of_one_process(fit: str, alone: dict[str, Any], several: Found) -> None:
+    one, other = alone[fit], several[0][fit]
+    assert other["images"] == one["images"]
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-4)
+    np.testing.assert_allclose(other["norms"], one["norms"], rtol=1e-3)
+    two, rows = pd.DataFrame(other["rows"]), pd.DataFrame(one["rows"])
+    pd.testing.assert_frame_equal(two, rows, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_all_processes_end_with_the_same_weights_and_history(fit: str, several: Found) -> None:
+    first, *others = [found[fit] for found in several]
+    for other in others:
+        for what in ("weights", "losses", "rows"):
+            assert other[what] == first[what]
+
+
+def test_a_head_with_batch_norm_learns_differently(alone: dict[str, Any], several: Found) -> None:
+    """Each process normalises with its own part of the batch: this is said, not hidden."""
+    one, other = (found["batch norm"]["losses"] for found in (alone, several[0]))
+    assert not np.allclose(one, other, rtol=1e-3)
+    assert np.isfinite(other).all()
+
+
+def test_gradients_are_weighted_by_images(several: Found) -> None:
+    """torch's wrapper agrees where both have equally many images, and only there."""
+    if len(several) != 2:
+        pytest.skip("compared in two processes")
+    even, uneven = several[0]["gradient"]["16"], several[0]["gradient"]["17"]
+    assert even["ours"] < 1e-6
+    assert even["torch's"] < 1e-6
+    assert uneven["ours"] < 1e-6
+    assert uneven["torch's"] > 1e-3
+
+
+# -- Nothing lost, nothing twice -----------------------------------------------------------------
+
+
+def test_each_image_is_decoded_once_an_epoch(alone: dict[str, Any], several: Found) -> None:
+    for what in ("asked", "valid"):
+        asked = [tuple(key) for found in several for key in found["fresh views"][what]]
+        expected = [tuple(key) for key in alone["fresh views"][what]]
+        assert Counter(asked) == Counter(expected)
+        assert all(found["fresh views"][what] for found in several)
+
+
+def test_kept_features_are_computed_and_held_in_parts(
+    alone: dict[str, Any], several: Found
+) -> None:
+    asked = [tuple(key) for found in several for key in found["kept features"]["asked"]]
+    expected = [tuple(key) for key in alone["kept features"]["asked"]]
+    assert Counter(asked) == Counter(expected)
+    assert max(Counter(expected).values()) == 1  # Three epochs, and each image once
+    held = [found["kept features"]["bytes"] for found in several]
+    whole = alone["kept features"]["bytes"]
+    assert sum(held) == pytest.approx(whole, rel=0.01)
+    assert max(held) < 1.5 * whole / len(several)
+
+
+def test_predictions_come_in_the_order_of_the_items(alone: dict[str, Any], several: Found) -> None:
+    one = alone["interpretation"]
+    for found in several:
+        other = found["interpretation"]
+        for what in ("targets", "paths", "accuracy"):
+            assert other[what] == one[what]
+        np.testing.assert_allclose(other["probs"], one["probs"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_finder_sees_the_same_curve_and_restores(alone: dict[str, Any], several: Found) -> None:
+    n = 11  # Beyond, the rate is over 0.05 and rounding errors grow with each step
+    for found in several:
+        assert found["finder"]["restored"]
+        assert found["finder"]["losses"] == several[0]["finder"]["losses"]
+        losses, expected = (one["finder"]["losses"][:n] for one in (found, alone))
+        np.testing.assert_allclose(losses, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_parts_are_a_partition(n_processes: int, shuffle: bool) -> None:
+    for n_images in (1, 2, 7, 64, 101):
+        for batch_size in (1, 3, 10, 200):
+            batches = EpochBatches(n_images, batch_size, shuffle, 42)
+            parts = [batches.parts(3, (rank, n_processes)) for rank in range(n_processes)]
+            for number, whole in enumerate(batches.whole(3)):
+                pieces = [part[number] for part in parts]
+                assert np.concatenate(pieces).tolist() == whole.tolist()
+                sizes = [len(piece) for piece in pieces]
+                assert max(sizes) - min(sizes) <= 1
+
+
+def test_loaders_skip_a_part_without_images() -> None:
+    batches = EpochBatches(3, 2, False, 42)
+    batches.share = (2, 3)
+    assert list(batches) == []
+    batches.share = (0, 3)
+    assert list(batches) == [[(0, 0)], [(0, 2)]]
+
+
+# -- Who does what -------------------------------------------------------------------------------
+
+
+def test_one_process_writes(folder: Path, several: Found) -> None:
+    place = folder / str(len(several))
+    history = pd.read_csv(place / "history.csv")
+    assert len(history) == 2  # One row an epoch, not one an epoch and a process
+    assert [path.name for path in (place / "models").iterdir()] == ["best.safetensors"]
+    assert read_header(place / "models" / "best.safetensors")["format"] >= 1
+
+
+def test_other_data_is_noticed_by_all(several: Found) -> None:
+    if len(several) != 2:
+        pytest.skip("tried in two processes")
+    for found in several:
+        assert "processes [1] have other images" in found["other data"]
+
+
+def test_too_small_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a batch of 3 images .* for 4 processes: .* is 3"):
+        Processes(0, 4).check(EpochBatches(9, 3, True, 42))
+    Processes(0, 4).check(EpochBatches(9, 5, True, 42))
+    Processes().check(EpochBatches(0, 3, True, 42))
+
+
+def test_buckets_keep_kinds_apart_and_lose_nothing() -> None:
+    kinds = [torch.float32, torch.float32, torch.float64, torch.float32]
+    tensors = [torch.zeros(100, dtype=kind) for kind in kinds]
+    groups = list(buckets(tensors, 10_000))
+    assert [len(group) for group in groups] == [2, 1, 1]
+    assert [id(t) for group in groups for t in group] == [id(t) for t in tensors]
+
+
+# -- When one is lost ----------------------------------------------------------------------------
+
+
+def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bits(
+    tmp_path: Path, folder: Path, several: Found
+) -> None:
+    if len(several) != 2:
+        pytest.skip("killed in two processes")
+    with pytest.raises(ConnectionError, match="process 1 of 2 ended by SIGKILL, so the run is ov"):
+        launch(2, killed, tmp_path, folder / "drawings")
+    if (tmp_path / "lost").exists():  # Unless the engine has ended it before it noticed
+        sentence = (tmp_path / "lost").read_text(encoding="utf-8")
+        assert "process 0 of 2 lost another one, so the run is over" in sentence
+    assert read_header(tmp_path / "models" / "kept_0.safetensors")["n_epochs"] == 1
+    assert not list((tmp_path / "models").rglob("*.part"))
+    launch(2, resumed, tmp_path, folder / "drawings")
+    for rank in range(2):
+        found = json.loads((tmp_path / f"resumed-{rank}").read_text(encoding="utf-8"))
+        assert found == several[rank]["long fit"]
+
+
+def test_the_command_says_what_is_wrong_in_several_processes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["train", "--data", str(tmp_path / "nowhere"), "--processes", "2"])
+    seen = capfd.readouterr()
+    assert code == 1
+    assert "nowhere" in seen.err
+    assert re.search("process [01] of 2 ended with code 1, so the run is over", seen.err)
+
+
+@LONG
+def test_the_command_trains_in_several_processes(tmp_path: Path) -> None:
+    """The same run folder, written once, with the same history but for the seconds."""
+    histories = []
+    for n_processes in (1, 2):
+        out = tmp_path / str(n_processes)
+        options = ["--size", "64", "--epochs", "1", "--fine-tune-epochs", "1", "--workers", "0"]
+        assert main(["train", *options, "--out", str(out), "--processes", str(n_processes)]) == 0
+        assert (out / "model.safetensors").is_file()
+        histories.append(pd.read_csv(out / "history.csv").drop(columns="seconds"))
+    pd.testing.assert_frame_equal(histories[1], histories[0], rtol=1e-3)
