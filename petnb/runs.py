@@ -16,6 +16,7 @@ from typing import Any
 import timm
 
 from . import __version__
+from .again import note, unequal_tensors, what_differs
 from .data import PETS_PATTERN, ImageData, image_files
 from .inference import tta
 from .interpretation import Interpretation
@@ -29,7 +30,7 @@ from .safe_files import replace_file
 
 # %% auto #0
 __all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'settings_of', 'new_run_folder', 'draw_figures',
-           'result_of', 'write_run', 'start', 'train', 'require_backbone', 'tell']
+           'result_of', 'write_run', 'start', 'compare_with', 'train', 'require_backbone', 'tell']
 
 # %% ../nbs/09e_runs.ipynb #065dfc44
 GIVEN = ("size", "batch_size", "seed", "workers", "augment", "on_bad", "valid_pct", "test_pct",
@@ -72,7 +73,8 @@ def to_toml(
     return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
 
 # %% ../nbs/09e_runs.ipynb #ad78e7e1
-NOT_SETTINGS = {"command", "run", "config", "out", "debug", "json"}  # They say how to run, not what
+NOT_SETTINGS = {"command", "run", "config", "out", "debug", "json", "resume", "repeat",
+                "checkpoint_every"}  # They say how to run, not what
 
 
 def settings_of(
@@ -89,10 +91,11 @@ def settings_of(
 # %% ../nbs/09e_runs.ipynb #5ee54de3
 def new_run_folder(
     wanted: str | Path | None = None,  # Where the user wants it; None: `runs/` and the time
+    resume: bool = False,  # A run that was begun there is to go on
 ) -> Path:  # A folder that is empty but for `figures`
     "Make the folder of this run. Raises `FileExistsError` rather than overwrite another run."
     folder = Path(wanted or f"runs/{time.strftime('%Y-%m-%d-%H%M%S')}")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
         raise FileExistsError(f"{folder} is not empty; give another --out, or move it away")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     return folder
@@ -164,11 +167,27 @@ def start(
     data = read_data(arguments)
     print(data)
     learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
-    learn.path = folder = new_run_folder(arguments.out)
+    earlier = getattr(arguments, "resume", None) or getattr(arguments, "repeat", None)
+    for difference in what_differs(earlier, learn) if earlier else []:
+        print(f"not as in {earlier}: {difference}")
+    resume = bool(getattr(arguments, "resume", None))
+    learn.path = folder = new_run_folder(arguments.out, resume)
+    note(learn, folder)
     settings = to_toml(settings_of(arguments, learn, recipe))
     replace_file(folder / "config.toml", settings.encode("utf-8", "replace"))
     print(f"{learn.summary().to_string()}\n")
     return learn, recipe, folder
+
+
+def compare_with(
+    earlier: str | Path,  # Folder of the run that was repeated
+    folder: Path,  # Of this run
+) -> list[str]:  # Names of the tensors that differ
+    "Say whether the models are the same, to the bit."
+    found = unequal_tensors(Path(earlier, "model.safetensors"), folder / "model.safetensors")
+    told = f"{len(found)} tensors differ from those of" if found else "To the bit the model of"
+    print(f"{told} {earlier}")
+    return found
 
 
 def train(
@@ -176,20 +195,24 @@ def train(
 ) -> dict[str, Any]:  # What came of it
     "Head, range test, everything; leave a run folder."
     learn, recipe, folder = start(arguments)
+    options = {"checkpoint_every": getattr(arguments, "checkpoint_every", 0),
+               "resume": bool(getattr(arguments, "resume", None))}  # fmt: skip
     print(f"Recipe {arguments.recipe}. The head alone, epochs by 1cycle: {recipe.epochs}")
-    train_head(learn, recipe)
+    train_head(learn, recipe, **options)
     learn.save("head")
     head, found = learn.interpret(), learn.lr_find()
     print(f"\nLearning-rate range test:\n{found}")
     if recipe.fine_tune_epochs:
         low, high = recipe.fine_tune_lr
         print(f"\nEverything, rates {low:g} to {high:g}, epochs: {recipe.fine_tune_epochs}")
-    train_everything(learn, recipe)
+    train_everything(learn, recipe, **options)
     interp = learn.interpret()
     result = result_of(learn, head, interp, recipe.tta)
     write_run(learn, interp, result, folder)
     draw_figures(learn, interp, found, folder / "figures")
     tell(interp, head, result, folder)
+    if earlier := getattr(arguments, "repeat", None):
+        result["unequal_tensors"] = compare_with(earlier, folder)
     return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}
 
 # %% ../nbs/09e_runs.ipynb #4e018e3d
