@@ -201,6 +201,7 @@ def add_train(
     add("--repeat", metavar="RUN", help="do a run again, and compare the models bit by bit")
     add("--checkpoint-every", type=int, default=100, metavar="STEPS",
         help="steps between checkpoints; 0: none, and no --resume (default: 100)")  # fmt: skip
+    add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
     add_data(add)
     add_numbers(add)
 

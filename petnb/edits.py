@@ -262,7 +262,7 @@ def trouble(
 ) -> str:  # Why this path is not touched; "" if it may be
     "Whether a path stays under the root and passes through no link."
     parts = PurePath(name).parts
-    if not parts or PurePath(name).is_absolute() or ".." in parts:
+    if not parts or PurePath(name).anchor or ".." in parts:  # An anchor: / or C:
         return f"outside {root.name}"
     place = root
     for part in parts:

@@ -21,11 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file
 from torchvision.transforms.v2.functional import to_pil_image
 
 from .data import image_files, open_image, progress_bar, to_rgb
-from .learner import Learner, default_device, get_preds, read_header, write_model
+from .learner import Learner, default_device, get_preds, read_model, take_weights, write_model
 from .model import create_classifier
 from .sources import safe_cell
 from .speed import FeatureExtractor, Precision, has_bfloat16
@@ -193,11 +192,11 @@ class TorchScorer:
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
         precision: Precision | None = None,  # None: as it was validated, if the device has it
     ):
-        header = read_header(path)
+        weights, header = read_model(path)
         self.device = torch.device(device or default_device())
         n_classes = len(header["vocab"])
         model = create_classifier(header["architecture"], n_classes, header["head"], False)
-        model.load_state_dict(load_file(path), strict=True)
+        take_weights(model, weights, path)
         self.model = model.to(self.device).eval()
         self.normalize = Normalize(header["mean"], header["std"]).to(self.device)
         self.temperature: float = header.get("temperature", 1.0)
@@ -221,7 +220,7 @@ class Predictor:
 
     def __init__(
         self,
-        header: Mapping[str, Any],  # What `read_header` gives
+        header: Mapping[str, Any],  # That of `read_model`
         scorer: Scorer,  # From images as the transform leaves them to probabilities
     ):
         self.header, self.scorer = dict(header), scorer
@@ -245,7 +244,7 @@ class Predictor:
             from petnb.onnx_export import load_onnx
 
             return load_onnx(file)
-        return cls(read_header(file), TorchScorer(file, device, precision))
+        return cls(read_model(file)[1], TorchScorer(file, device, precision))
 
     def probabilities(
         self, images: Sequence[ImageLike], views: int = 0, batch_size: int = 64

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import timm
 from . import __version__
 from .again import note, unequal_tensors, what_differs
 from .data import PETS_PATTERN, ImageData, image_files
+from .distributed import Processes, join_processes, launch
 from .inference import tta
 from .interpretation import Interpretation
 from .learner import Learner, vision_learner
@@ -29,8 +32,9 @@ from .report import KEPT
 from .safe_files import replace_file
 
 # %% auto #0
-__all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'settings_of', 'new_run_folder', 'draw_figures',
-           'result_of', 'write_run', 'start', 'compare_with', 'train', 'require_backbone', 'tell']
+__all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'settings_of', 'run_name', 'new_run_folder',
+           'draw_figures', 'result_of', 'write_run', 'start', 'journey', 'compare_with', 'train_here',
+           'require_backbone', 'tell', 'only_first', 'one_of_several', 'train']
 
 # %% ../nbs/09e_runs.ipynb #065dfc44
 GIVEN = ("size", "batch_size", "seed", "workers", "augment", "on_bad", "valid_pct", "test_pct",
@@ -73,8 +77,10 @@ def to_toml(
     return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
 
 # %% ../nbs/09e_runs.ipynb #ad78e7e1
-NOT_SETTINGS = {"command", "run", "config", "out", "debug", "json", "resume", "repeat",
-                "checkpoint_every"}  # They say how to run, not what
+NOT_SETTINGS = {  # They say how to run, not what
+    "command", "run", "config", "out", "processes", "debug", "json", "resume", "repeat",
+    "checkpoint_every",
+}  # fmt: skip
 
 
 def settings_of(
@@ -89,12 +95,17 @@ def settings_of(
     return {"version": __version__, **said, **asdict(recipe), **found}
 
 # %% ../nbs/09e_runs.ipynb #5ee54de3
+def run_name() -> str:
+    "Where a run goes that nobody gave a name: `runs/` and the time."
+    return f"runs/{time.strftime('%Y-%m-%d-%H%M%S')}"
+
+
 def new_run_folder(
     wanted: str | Path | None = None,  # Where the user wants it; None: `runs/` and the time
     resume: bool = False,  # A run that was begun there is to go on
 ) -> Path:  # A folder that is empty but for `figures`
     "Make the folder of this run. Raises `FileExistsError` rather than overwrite another run."
-    folder = Path(wanted or f"runs/{time.strftime('%Y-%m-%d-%H%M%S')}")
+    folder = Path(wanted or run_name())
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         raise FileExistsError(f"{folder} is not empty; give another --out, or move it away")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -159,24 +170,44 @@ def write_run(
 # %% ../nbs/09e_runs.ipynb #e0e9b30d
 def start(
     arguments: Namespace,  # Of `petnb train`
+    processes: Processes,  # That train together, or one alone
 ) -> tuple[Learner, Recipe, Path]:  # And the run folder
     "Read the images, make the model and the folder, and note the settings."
     changes = {field.name: getattr(arguments, field.name) for field in fields(Recipe)}
     recipe = find_recipe(arguments.recipe, **changes)
     require_backbone(arguments.backbone)
-    data = read_data(arguments)
+    data = processes.in_turn(lambda: read_data(arguments))
     print(data)
     learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
-    earlier = getattr(arguments, "resume", None) or getattr(arguments, "repeat", None)
-    for difference in what_differs(earlier, learn) if earlier else []:
-        print(f"not as in {earlier}: {difference}")
-    resume = bool(getattr(arguments, "resume", None))
-    learn.path = folder = new_run_folder(arguments.out, resume)
-    note(learn, folder)
-    settings = to_toml(settings_of(arguments, learn, recipe))
-    replace_file(folder / "config.toml", settings.encode("utf-8", "replace"))
+    if earlier := arguments.resume or arguments.repeat:
+        for difference in what_differs(earlier, learn):
+            print(f"not as in {earlier}: {difference}")
+    resume = bool(arguments.resume)
+    folder = Path(processes.once(lambda: str(new_run_folder(arguments.out, resume))))
+    learn.path = folder
+    processes.once(lambda: str(note(learn, folder)))
+    text = to_toml(settings_of(arguments, learn, recipe)).encode("utf-8", "replace")
+    processes.once(lambda: replace_file(folder / "config.toml", text))
     print(f"{learn.summary().to_string()}\n")
     return learn, recipe, folder
+
+# %% ../nbs/09e_runs.ipynb #51b30787
+def journey(
+    learn: Learner,  # Fresh
+    recipe: Recipe,  # How
+    **options: Any,  # Of both fits: `checkpoint_every`, `resume`
+) -> tuple[Interpretation, Interpretation, FinderResult]:  # Of the head, of all; the range test
+    "The head, the range test, everything."
+    print(f"The head alone, epochs by 1cycle: {recipe.epochs}")
+    train_head(learn, recipe, **options)
+    learn.save("head")
+    head, found = learn.interpret(), learn.lr_find()
+    print(f"\nLearning-rate range test:\n{found}")
+    if recipe.fine_tune_epochs:
+        low, high = recipe.fine_tune_lr
+        print(f"\nEverything, rates {low:g} to {high:g}, epochs: {recipe.fine_tune_epochs}")
+    train_everything(learn, recipe, **options)
+    return head, learn.interpret(), found
 
 
 def compare_with(
@@ -190,29 +221,27 @@ def compare_with(
     return found
 
 
-def train(
+def train_here(
     arguments: Namespace,  # Of `petnb train`
+    processes: Processes,  # That train together, or one alone
 ) -> dict[str, Any]:  # What came of it
-    "Head, range test, everything; leave a run folder."
-    learn, recipe, folder = start(arguments)
-    options = {"checkpoint_every": getattr(arguments, "checkpoint_every", 0),
-               "resume": bool(getattr(arguments, "resume", None))}  # fmt: skip
-    print(f"Recipe {arguments.recipe}. The head alone, epochs by 1cycle: {recipe.epochs}")
-    train_head(learn, recipe, **options)
-    learn.save("head")
-    head, found = learn.interpret(), learn.lr_find()
-    print(f"\nLearning-rate range test:\n{found}")
-    if recipe.fine_tune_epochs:
-        low, high = recipe.fine_tune_lr
-        print(f"\nEverything, rates {low:g} to {high:g}, epochs: {recipe.fine_tune_epochs}")
-    train_everything(learn, recipe, **options)
-    interp = learn.interpret()
+    "The whole journey in this process; leaves a run folder."
+    learn, recipe, folder = start(arguments, processes)
+    options = {
+        "checkpoint_every": arguments.checkpoint_every,
+        "resume": bool(arguments.resume),
+    }
+    head, interp, found = journey(learn, recipe, **options)
     result = result_of(learn, head, interp, recipe.tta)
-    write_run(learn, interp, result, folder)
-    draw_figures(learn, interp, found, folder / "figures")
+
+    def leave() -> None:
+        write_run(learn, interp, result, folder)
+        draw_figures(learn, interp, found, folder / "figures")
+
+    processes.once(leave)
     tell(interp, head, result, folder)
-    if earlier := getattr(arguments, "repeat", None):
-        result["unequal_tensors"] = compare_with(earlier, folder)
+    if arguments.repeat:
+        result["unequal_tensors"] = compare_with(arguments.repeat, folder)
     return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}
 
 # %% ../nbs/09e_runs.ipynb #4e018e3d
@@ -243,3 +272,45 @@ def tell(
     if "tta_accuracy" in result:
         print(f"With several views of each image: accuracy {result['tta_accuracy']:.1%}")
     print(f"Run folder: {folder}\nNow: petnb predict {folder} NEW_PHOTOGRAPHS")
+
+# %% ../nbs/09e_runs.ipynb #9f62e0d4
+@contextmanager
+def only_first(
+    processes: Processes,  # Of which this is one
+) -> Iterator[None]:
+    "What the other processes print goes nowhere."
+    with ExitStack() as stack:
+        if not processes.first:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+        yield
+
+# %% ../nbs/09e_runs.ipynb #04cb69a9
+def one_of_several(
+    arguments: Namespace,  # Of `petnb train`
+) -> None:
+    "What each process does that `train` starts. Ends it with a code if something goes wrong."
+    from petnb.cli import fail, streams
+
+    processes = join_processes()
+    with streams(arguments.json), only_first(processes):
+        try:
+            train_here(arguments, processes)
+        except Exception as error:
+            if arguments.debug:
+                raise
+            raise SystemExit(fail(error, as_json=False)) from error
+
+# %% ../nbs/09e_runs.ipynb #3f1a8d03
+def train(
+    arguments: Namespace,  # Of `petnb train`
+) -> dict[str, Any]:  # What came of it
+    "Train in this process, or in several (chapter 03d); leave a run folder."
+    processes = join_processes()
+    if not processes.n == 1 < arguments.processes:
+        with only_first(processes):
+            return train_here(arguments, processes)
+    folder = Path(arguments.out or run_name())
+    launch(arguments.processes, one_of_several, Namespace(**vars(arguments) | {"out": str(folder)}))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import nbformat
@@ -132,8 +132,3 @@ class Watch:
         found = [(url, urlsplit(url)) for url in self.asked]
         return [url for url, parts in found
                 if parts.scheme not in here and parts.hostname != "127.0.0.1"]  # fmt: skip
-
-
-def focus(page: "Page", selector: str, number: int = 0) -> Any:
-    """Give an element the keyboard, without a click."""
-    return page.locator(selector).nth(number).focus()

@@ -28,7 +28,7 @@ from petnb.sources import DELETE, read_table
 
 HOSTILE = ["two\nlines.png", '"quoted", name.png', "=cmd|'calc'!A1.png", "<img src=x>.png",
            "$x$ кот 猫.png", "\u202egpj.png", "NA"]  # fmt: skip
-NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
+NOT_UTF8 = b"caf\xe9.png".decode("utf-8", "surrogateescape")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from petnb import ImageData, Interpretation
-from petnb.edits import KEEP, RELABEL
+from petnb.edits import KEEP, RELABEL, plan_moves
 from petnb.explorer import ANY, SHOWN, Explorer, Pages, View, as_text, browsing_table, select
 from petnb.learner import FITTING
 from petnb.sources import DELETE
@@ -442,3 +442,22 @@ def test_speed_is_told(data: ImageData, tmp_path: Path, capsys: pytest.CaptureFi
     with capsys.disabled():
         print(f"\n10,000 rows: built in {built:.2f} s, a page in {page:.3f} s")
     assert explorer.pages.n_pages == 834
+
+
+def test_on_the_real_photographs(photographs: Path, tmp_path: Path) -> None:
+    data = ImageData.oxford_pets(photographs, valid="official")
+    explorer = Explorer(interpretation(data), data, journal=tmp_path / "journal")
+    assert len(explorer.matrix.buttons) == 100  # Ten of the 37 breeds; the list has all pairs
+    actual, predicted = explorer.matrix.pairs.options[0][1]
+    explorer.matrix.pairs.index = 0
+    assert set(explorer.pages.shown["target"]) == {actual}
+    assert set(explorer.pages.shown["predicted"]) == {predicted}
+    explorer.controls.keys.value = "pd"
+    chosen = explorer.pages.shown["name"].head(2).tolist()
+    assert list(explorer.edits.decisions) == chosen
+    assert all(name.startswith("images/") for name in chosen)
+    plan = plan_moves(data, explorer.edits)
+    assert plan["path"].tolist() == chosen
+    assert plan["to"].astype(bool).tolist() == [False, True]
+    assert len(explorer.corrected(data).items) == len(data.items) - 1
+    assert all(Path(path).is_file() for path in data.items["path"])
