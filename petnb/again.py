@@ -19,7 +19,7 @@ from .resume import differences, digest_of_items, machine
 from .safe_files import read_tensors, replace_file
 
 # %% auto #0
-__all__ = ['NOTES', 'git_commit', 'made_with', 'note', 'what_differs', 'unequal_tensors']
+__all__ = ['NOTES', 'git_commit', 'made_with', 'note', 'what_differs', 'prescribe', 'unequal_tensors']
 
 # %% ../nbs/03c_again.ipynb #f7d0535f
 NOTES = "made_with.json"  # In a run folder
@@ -47,7 +47,8 @@ def made_with(
     "All that decides the bits beside the settings."
     found = {"petnb": __version__, "python": platform.python_version(), **machine()}
     found |= {"git commit": git_commit(), "images": digest_of_items(learn.data)}
-    return {**found, "seeds": [learn.seed, learn.data.seed], "choices": dict(learn.choices)}
+    found |= {"seeds": [learn.seed, learn.data.seed], "precisions": dict(learn.fixed)}
+    return {**found, "choices": dict(learn.choices)}
 
 # %% ../nbs/03c_again.ipynb #ecd2b2a7
 def note(
@@ -70,8 +71,18 @@ def what_differs(
         raise FileNotFoundError(f"no {NOTES} in {folder}: it is not the folder of a run")
     then, now = json.loads(path.read_text(encoding="utf-8")), made_with(learn)
     for notes in (then, now):
-        notes.pop("choices", None)
+        for measured in ("choices", "precisions"):
+            notes.pop(measured, None)
     return differences(then, now)
+
+# %% ../nbs/03c_again.ipynb #73659725
+def prescribe(
+    folder: str | Path,  # Of the run that is to be repeated
+    learn: Learner,  # That is to repeat it
+) -> None:
+    "Take the precisions that were decided in that run."
+    noted = json.loads(Path(folder, NOTES).read_text(encoding="utf-8"))
+    learn.prescribed = dict(noted.get("precisions", {}))
 
 # %% ../nbs/03c_again.ipynb #82b1fa9d
 def unequal_tensors(

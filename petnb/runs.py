@@ -18,7 +18,7 @@ from typing import Any
 import timm
 
 from . import __version__
-from .again import note, unequal_tensors, what_differs
+from .again import note, prescribe, unequal_tensors, what_differs
 from .data import PETS_PATTERN, ImageData, image_files
 from .distributed import Processes, join_processes, launch
 from .inference import tta
@@ -182,6 +182,8 @@ def start(
     if earlier := arguments.resume or arguments.repeat:
         for difference in what_differs(earlier, learn):
             print(f"not as in {earlier}: {difference}")
+    if arguments.repeat:
+        prescribe(arguments.repeat, learn)
     resume = bool(arguments.resume)
     folder = Path(processes.once(lambda: str(new_run_folder(arguments.out, resume))))
     learn.path = folder
@@ -237,6 +239,7 @@ def train_here(
     def leave() -> None:
         write_run(learn, interp, result, folder)
         draw_figures(learn, interp, found, folder / "figures")
+        note(learn, folder)  # Once more, with the precisions that were decided
 
     processes.once(leave)
     tell(interp, head, result, folder)
