@@ -245,7 +245,8 @@ far. Packaged EfficientNet-Lite0, 224 pixels, {processor}.
 
 Trained on the 672 photographs, judged on the 221 held out, which took no part in any choice; mean
 and standard deviation over seeds. Training times are ratios of runs that followed each other on
-the same machine.
+the same machine. (The first stage alone, `fast`, and both stages, `article`, are also what
+`accuracy.py` measures, over five seeds: see README.md.)
 
 {measured}
 

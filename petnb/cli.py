@@ -108,12 +108,15 @@ def with_config(
 ) -> list[str]:  # With the file's settings before them
     "Put the settings of `--config` behind the name of the command, where the later ones win."
     finder = Parser(add_help=False)
-    finder.add_argument("--config")
+    for option in ("--config", "--resume", "--repeat"):
+        finder.add_argument(option)
     found, _ = finder.parse_known_args(list(words))
-    if found.config is None or "train" not in words:
+    source = found.config or found.resume or found.repeat
+    if source is None or "train" not in words:
         return list(words)
     place = list(words).index("train") + 1
-    return [*words[:place], *read_config(found.config), *words[place:]]
+    out = [f"--out={found.resume}"] if found.resume else []
+    return [*words[:place], *read_config(source), *out, *words[place:]]
 
 # %% ../nbs/10_cli.ipynb #59fbf042
 def add_command(
@@ -194,6 +197,10 @@ def add_train(
         help="fast: the head alone; article: two short stages (default); best: longer")  # fmt: skip
     add("--config", metavar="FILE", help="start from the config.toml of a run")
     add("--out", metavar="FOLDER", help="the run folder (default: runs/ and the time)")
+    add("--resume", metavar="RUN", help="go on with a run that was stopped or killed")
+    add("--repeat", metavar="RUN", help="do a run again, and compare the models bit by bit")
+    add("--checkpoint-every", type=int, default=100, metavar="STEPS",
+        help="steps between checkpoints; 0: none, and no --resume (default: 100)")  # fmt: skip
     add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
     add_data(add)
     add_numbers(add)

@@ -5,11 +5,13 @@
 # %% ../nbs/00_data.ipynb #9bb71c2e
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 __all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'Splitter', 'Groups',
            'SIDE_COLORS', 'SIDE_WORDS', 'eight_bits', 'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings',
            'ImageError', 'open_image', 'visible_files', 'FoundFiles', 'image_files', 'notes_on', 'glance',
-           'set_bad_aside', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'LineBar',
-           'NotebookBar', 'in_notebook', 'progress_bar', 'cache_folder', 'drawn_pets', 'show_images', 'plot_classes',
-           'oxford_pets']
+           'set_bad_aside', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'same_bytes',
+           'note_twins', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar', 'available_cores', 'cache_folder',
+           'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def eight_bits(
@@ -352,7 +354,7 @@ class Options(TypedDict, total=False):
     valid: Split | Sequence[int] | Splitter  # How images are held out: chapter 00c
     valid_pct: float  # Share that is held out by the stratified and the random split
     test_pct: float  # Share set apart for a last test, on a third side; 0: there is none
-    groups: Groups | None  # What belongs together (one owner's pets) stays on one side
+    groups: Groups | None  # What belongs together stays on one side; "duplicates": found first
     merge: Mapping[str, str] | Callable[[str], str] | None  # Another name for each class
     classes: Sequence[str] | None  # Only these, after merging; None: all there are
     min_images: int  # Classes with fewer images are left out, and named in `notes`
@@ -361,6 +363,7 @@ class Options(TypedDict, total=False):
     workers: int | None  # Processes that load images; None: chosen by the number of cores
     augment: str | Callable[[Any], Any] | None  # A name or a transform; None: petnb's own
     cache_bytes: int  # Memory for decoded images, on each side of the split; 0: none are kept
+    balance: bool  # Learn from each class equally often, however many images it has: chapter 01
 
 # %% ../nbs/00_data.ipynb #991bd970
 @dataclass
@@ -379,6 +382,8 @@ class ImageData:
     notes: list[str] = field(default_factory=list)  # What was left out, and why
     source: str = "lists"  # Where the labels came from, in words
     left_out: pd.DataFrame = field(default_factory=pd.DataFrame)  # Files: path and reason
+    balance: bool = False  # Learn from each class equally often, however many images it has
+    findings: list[str] = field(default_factory=list)  # What a quick look at the files found
 
     @classmethod
     def from_lists(
@@ -548,11 +553,12 @@ class ImageData:
 
     def __repr__(self) -> str:
         counts = self.items["split"].value_counts()
+        told = "".join(f"\n  {line}" for line in [*self.notes, *self.findings])
         test = f"{counts['test']} for the last test, " if "test" in counts else ""
         return (
             f"ImageData: {len(self.items)} images of {len(self.vocab)} classes, "
             f"{counts.get('train', 0)} to learn from, {counts.get('valid', 0)} held out, "
-            f"{test}{self.size} px" + "".join(f"\n  {note}" for note in self.notes)
+            f"{test}{self.size} px{told}"
         )
 
     def _repr_html_(self) -> str:
@@ -586,7 +592,7 @@ def from_lists(
     **settings: Any,  # size, batch_size, workers, augment: see `Options`; source
 ) -> ImageData:
     "Build the table of images. Raises `ValueError` where there is nothing to tell apart."
-    from petnb.sources import check_sides, choose_classes, make_items, split_items
+    from petnb.sources import check_sides, choose_classes, find_together, make_items, split_items
 
     items, notes = make_items(paths, labels, official, groups, columns)
     items, left_out = set_bad_aside(items, paths, on_bad)
@@ -598,12 +604,46 @@ def from_lists(
             f"{len(items)} images of {len(vocab)} class {vocab}: a classifier needs 2 or more"
         )
     folder = Path(root) if root else Path(os.path.commonpath([Path(p).parent for p in paths]))
+    items, found = find_together(items, groups)
     items["split"] = split_items(items, folder, valid, valid_pct, test_pct, seed)
+    notes += found
+    findings = note_twins(items) if on_bad != "ignore" else []
     worries = check_sides(items, vocab)
     for worry in worries:
         warnings.warn(worry, stacklevel=3)
     notes += dropped + worries
-    return ImageData(items, vocab, folder, seed=seed, notes=notes, left_out=left_out, **settings)
+    told: Any = {"notes": notes, "left_out": left_out, "findings": findings}
+    return ImageData(items, vocab, folder, seed=seed, **told, **settings)
+
+# %% ../nbs/00_data.ipynb #de5c2552
+def same_bytes(
+    paths: Sequence[str],  # Existing files
+) -> list[int]:  # For each, the position of the first that has the same bytes
+    "Which files are copies. Only files of equal size are read."
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
+    shared = {size for size, count in Counter(sizes).items() if count > 1 and size >= 0}
+    first: dict[object, int] = {}
+    found = []
+    for place, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        same: object = place
+        if size in shared:
+            same = size, hashlib.blake2b(Path(path).read_bytes()).digest()
+        found.append(first.setdefault(same, place))
+    return found
+
+
+def note_twins(
+    items: pd.DataFrame,  # With `path` and `split`
+) -> list[str]:  # One line, or none
+    "What is to be said about copies of files."
+    leaders = pd.Series(same_bytes(list(items["path"])))
+    copies = int((leaders != leaders.index).sum())
+    sides = items["split"].groupby(leaders.to_numpy()).nunique()
+    leaks = int((sides > 1).sum())
+    where = "all on one side of the split"
+    if leaks:
+        where = f"{leaks} of them on both sides of the split: groups='duplicates' keeps them on one"
+    return [f"exact copies of another file: {copies}, {where}"] if copies else []
 
 # %% ../nbs/00_data.ipynb #b547d60a
 class LineBar(tqdm):  # type: ignore[type-arg]
@@ -664,6 +704,13 @@ def progress_bar(
         dynamic_ncols=True,
         disable=others,
     )
+
+# %% ../nbs/00_data.ipynb #ae8a158e
+def available_cores() -> int:
+    "Cores that this process may use, which may be fewer than the computer has."
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 # %% ../nbs/00_data.ipynb #75a8613a
 def cache_folder() -> Path:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from .model import batch_norms
 from .resume import digest_of_items
-from .transforms import EpochBatches, available_cores
+from .transforms import EpochBatches
 
 if TYPE_CHECKING:
-    from petnb.data import ImageData
+    from petnb.data import ImageData, available_cores
     from petnb.learner import Learner
 
 # %% auto #0

@@ -31,8 +31,9 @@ __all__ = ['WEB_PAGE', 'BROKEN', 'ODD', 'CHANGES', 'TWINS', 'SPOILT', 'Truth', '
            'BLURRED', 'TINY', 'STRETCHED', 'ALIKE', 'FLAT', 'Row', 'FEW', 'UNEVEN', 'UNKEPT', 'METHOD', 'FINDINGS',
            'COLUMNS', 'too_many_pixels', 'redrawn', 'plant_faults', 'spoil', 'add_twin', 'mislabel', 'sharpness',
            'Measurement', 'measure', 'count_frames', 'pulse', 'oddities', 'steps', 'similar_pairs', 'group_numbers',
-           'find_twins', 'named', 'find_leaks', 'find_rare', 'version_of', 'open_ledger', 'recall', 'remember',
-           'measure_all', 'printable', 'Checkup', 'relative', 'thumbnail', 'check_images', 'find_single', 'as_table']
+           'link_twins', 'join_twins', 'find_twins', 'named', 'find_leaks', 'find_rare', 'version_of', 'open_ledger',
+           'recall', 'remember', 'measure_all', 'duplicate_groups', 'printable', 'Checkup', 'relative', 'thumbnail',
+           'check_images', 'find_single', 'as_table']
 
 # %% ../nbs/00b_doctor.ipynb #4f5dd3d4
 WEB_PAGE = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
@@ -301,28 +302,42 @@ def group_numbers(
 Row = tuple[int | None, str, str, int | None]  # Position, finding, reason, position of the twin
 
 
+def link_twins(
+    noted: Sequence[Measurement],  # Of each picture
+) -> tuple[list[int], list[tuple[int, int, float]]]:  # First of equal bytes; pairs that look alike
+    "Who is a copy of whom, and who looks like whom."
+    first: dict[str, int] = {}
+    exact = [first.setdefault(one.content or str(k), k) for k, one in enumerate(noted)]
+    unique = [k for k, twin in enumerate(exact) if twin == k and noted[k].stamp]
+    stamps = np.frombuffer(bytes.fromhex("".join(noted[k].stamp for k in unique)), np.uint8)
+    pairs = similar_pairs(stamps.reshape(-1, STAMP, STAMP))
+    return exact, [(unique[i], unique[j], correlation) for i, j, correlation in pairs]
+
+
+def join_twins(
+    exact: Sequence[int],  # From `link_twins`
+    near: Sequence[tuple[int, int, float]],  # From `link_twins`
+) -> np.ndarray:  # The group of each picture
+    "Groups of pictures that show the same, directly or through others."
+    pairs = [*((i, j) for i, j, _ in near), *zip(exact, range(len(exact)), strict=True)]
+    return group_numbers(len(exact), pairs)
+
+# %% ../nbs/00b_doctor.ipynb #2d76b6f5
 def find_twins(
     items: pd.DataFrame,  # path, label and split of each
     noted: Sequence[Measurement],  # Of each
 ) -> tuple[list[Row], np.ndarray]:  # Findings, and the group of each item
     "Exact and near duplicates, leaks across the split, and pictures under two labels."
-    first: dict[str, int] = {}
-    exact = [first.setdefault(one.content or str(k), k) for k, one in enumerate(noted)]
+    exact, near = link_twins(noted)
     rows: list[Row] = [
         (k, "exact duplicate", f"the same bytes as {named(items, twin)}", twin)
         for k, twin in enumerate(exact)
         if twin != k
     ]
-    unique = [k for k, twin in enumerate(exact) if twin == k and noted[k].stamp]
-    stamps = np.frombuffer(bytes.fromhex("".join(noted[k].stamp for k in unique)), np.uint8)
-    near = [
-        (unique[i], unique[j], c) for i, j, c in similar_pairs(stamps.reshape(-1, STAMP, STAMP))
-    ]
     for j, (i, correlation) in {j: (i, c) for i, j, c in reversed(near)}.items():
         reason = f"looks like {named(items, i)}: correlation {correlation:.2f}"
         rows.append((j, "near duplicate", reason, i))
-    pairs = [*((i, j) for i, j, _ in near), *zip(exact, range(len(exact)), strict=True)]
-    groups = group_numbers(len(items), pairs)
+    groups = join_twins(exact, near)
     return rows + find_leaks(items, groups), groups
 
 # %% ../nbs/00b_doctor.ipynb #8e4e4cfc
@@ -420,7 +435,7 @@ def remember(
     return ""
 
 # %% ../nbs/00b_doctor.ipynb #9ffc45ea
-from .data import progress_bar
+from .data import available_cores, progress_bar
 
 
 def measure_all(
@@ -438,7 +453,7 @@ def measure_all(
     todo = [path for path in dict.fromkeys(paths) if path not in known]
     noted: dict[str, Measurement] = {}
     try:
-        workers = threads or min(os.cpu_count() or 1, 8)
+        workers = threads or min(available_cores(), 8)
         with no_bomb_warnings(), ThreadPoolExecutor(workers) as pool:
             results = progress_bar(pool.map(measure, todo), "checking images", len(todo))
             for path, one in zip(todo, results, strict=True):
@@ -447,6 +462,14 @@ def measure_all(
         if keep and noted:
             trouble = remember(noted, versions)
     return known | noted, trouble
+
+# %% ../nbs/00b_doctor.ipynb #e2219ee9
+def duplicate_groups(
+    paths: Sequence[str],  # Image files
+) -> list[int]:  # A number for each; equal for those that show the same
+    "Which pictures show the same, whatever their labels."
+    noted, _ = measure_all(paths)
+    return [int(number) for number in join_twins(*link_twins([noted[path] for path in paths]))]
 
 # %% ../nbs/00b_doctor.ipynb #1407384c
 FINDINGS = {  # What will happen with such a file if nothing is done

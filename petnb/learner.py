@@ -386,7 +386,8 @@ def training_batches(
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
-    key = (learn.features_key(learn.data.train, digest), view, fit.size) if reused else None
+    dealt = (learn.features_key(learn.data.train, digest), batches.balanced)
+    key = (dealt, view, fit.size) if reused else None
     kept = learn.store.get(key) if key else None
     if key and learn.processes.agree(kept is not None):
         kept = learn.processes.exchange(kept or (), batches, epoch)
@@ -527,8 +528,8 @@ def files(
 ) -> list[str]:  # Paths
     "The image files of this step."
     loader = fit.learn.data.train
-    order, dataset = epoch_batches(loader).order(fit.learn.n_epochs), cast(Any, loader.dataset)
-    return [str(dataset.paths[i]) for i in order[fit.seen : fit.seen + fit.n_images]]
+    keys, dataset = epoch_batches(loader).walk(), cast(Any, loader.dataset)
+    return [str(dataset.paths[i]) for _, i in keys[fit.seen : fit.seen + fit.n_images]]
 
 # %% ../nbs/03_learner.ipynb #ac83174b
 def train_step(
@@ -732,7 +733,8 @@ class Learner:
         self.extractors: dict[str, tuple[Any, speed.FeatureExtractor]] = {}  # By part of the body
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
-        self.fixed: dict[str, speed.Precision] = {}  # Precisions that a checkpoint prescribes
+        self.fixed: dict[str, speed.Precision] = {}  # Precisions decided for a checkpoint
+        self.prescribed: dict[str, speed.Precision] = {}  # Those of a run that is repeated
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
         self.n_checkpointed = 0  # Fits with checkpoints so far
         self.processes.prepare(self)

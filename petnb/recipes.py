@@ -75,10 +75,11 @@ def check_recipe(
 def train_head(
     learn: Learner,  # Whose model is trained
     recipe: Recipe,  # How
+    **options: Any,  # Of the fit, such as `checkpoint_every` and `resume`
 ) -> None:
     "The first stage: the head alone, on a frozen body."
     freeze(learn)
-    fit_one_cycle(learn, recipe.epochs, recipe.lr)
+    fit_one_cycle(learn, recipe.epochs, recipe.lr, **options)
 
 # %% ../nbs/09d_recipes.ipynb #3f6419d3
 def callbacks_of(
@@ -96,13 +97,14 @@ def callbacks_of(
 def train_everything(
     learn: Learner,  # Whose head is trained already
     recipe: Recipe,  # How
+    **options: Any,  # Of the fit, such as `checkpoint_every` and `resume`
 ) -> None:
     "The second stage: head and body, at discriminative rates; nothing, if it has no epochs."
     if not recipe.fine_tune_epochs:
         return
     unfreeze(learn)
-    rate, callbacks = slice(*recipe.fine_tune_lr), callbacks_of(recipe)
-    fit_one_cycle(learn, recipe.fine_tune_epochs, rate, mixup=recipe.mixup, callbacks=callbacks)
+    options |= {"mixup": recipe.mixup, "callbacks": callbacks_of(recipe)}
+    fit_one_cycle(learn, recipe.fine_tune_epochs, slice(*recipe.fine_tune_lr), **options)
 
 # %% ../nbs/09d_recipes.ipynb #51f26e69
 def follow(

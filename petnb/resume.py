@@ -58,6 +58,7 @@ def conditions(
         "batch_size": data.batch_size,
         "augmentation": repr(dataset.transform),
         "seeds": [learn.seed, data.seed],
+        "balance": data.balance,
         "what learns": hashlib.sha256(repr(learnt).encode()).hexdigest()[:16],
         "epochs": fit.n_epochs,
         "steps": fit.n_steps,
@@ -121,10 +122,10 @@ def machine(
 def decide(
     fit: Fit,  # Before its first step
 ) -> dict[str, speed.Precision]:  # By what it is of: "features", "training"
-    "Measure what is to be measured; what earlier fits have decided for the features stays."
+    "Measure what is to be measured and nobody has prescribed; the features' precision stays."
     learn = fit.learn
-    if learn.precision != "auto":
-        return {}
+    if learn.precision != "auto" or learn.prescribed:
+        return dict(learn.prescribed)
     dataset: Any = learn.data.valid.dataset
     few = dataset.__getitems__([(0, index) for index in range(min(8, len(dataset)))])
     images = learn.prepare(torch.stack([image for image, _ in few]), fit.size)

@@ -18,6 +18,7 @@ from typing import Any
 import timm
 
 from . import __version__
+from .again import note, prescribe, unequal_tensors, what_differs
 from .data import PETS_PATTERN, ImageData, image_files
 from .distributed import Processes, join_processes, launch
 from .inference import tta
@@ -32,8 +33,8 @@ from .safe_files import replace_file
 
 # %% auto #0
 __all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'settings_of', 'run_name', 'new_run_folder',
-           'draw_figures', 'result_of', 'write_run', 'start', 'journey', 'train_here', 'require_backbone', 'tell',
-           'only_first', 'one_of_several', 'train']
+           'draw_figures', 'result_of', 'write_run', 'start', 'journey', 'compare_with', 'train_here',
+           'require_backbone', 'tell', 'only_first', 'one_of_several', 'train']
 
 # %% ../nbs/09e_runs.ipynb #065dfc44
 GIVEN = ("size", "batch_size", "seed", "workers", "augment", "on_bad", "valid_pct", "test_pct",
@@ -77,7 +78,8 @@ def to_toml(
 
 # %% ../nbs/09e_runs.ipynb #ad78e7e1
 NOT_SETTINGS = {  # They say how to run, not what
-    "command", "run", "config", "out", "processes", "debug", "json"
+    "command", "run", "config", "out", "processes", "debug", "json", "resume", "repeat",
+    "checkpoint_every",
 }  # fmt: skip
 
 
@@ -100,10 +102,11 @@ def run_name() -> str:
 
 def new_run_folder(
     wanted: str | Path | None = None,  # Where the user wants it; None: `runs/` and the time
+    resume: bool = False,  # A run that was begun there is to go on
 ) -> Path:  # A folder that is empty but for `figures`
     "Make the folder of this run. Raises `FileExistsError` rather than overwrite another run."
     folder = Path(wanted or run_name())
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
         raise FileExistsError(f"{folder} is not empty; give another --out, or move it away")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     return folder
@@ -176,8 +179,15 @@ def start(
     data = processes.in_turn(lambda: read_data(arguments))
     print(data)
     learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
-    folder = Path(processes.once(lambda: str(new_run_folder(arguments.out))))
+    if earlier := arguments.resume or arguments.repeat:
+        for difference in what_differs(earlier, learn):
+            print(f"not as in {earlier}: {difference}")
+    if arguments.repeat:
+        prescribe(arguments.repeat, learn)
+    resume = bool(arguments.resume)
+    folder = Path(processes.once(lambda: str(new_run_folder(arguments.out, resume))))
     learn.path = folder
+    processes.once(lambda: str(note(learn, folder)))
     text = to_toml(settings_of(arguments, learn, recipe)).encode("utf-8", "replace")
     processes.once(lambda: replace_file(folder / "config.toml", text))
     print(f"{learn.summary().to_string()}\n")
@@ -187,18 +197,30 @@ def start(
 def journey(
     learn: Learner,  # Fresh
     recipe: Recipe,  # How
+    **options: Any,  # Of both fits: `checkpoint_every`, `resume`
 ) -> tuple[Interpretation, Interpretation, FinderResult]:  # Of the head, of all; the range test
     "The head, the range test, everything."
     print(f"The head alone, epochs by 1cycle: {recipe.epochs}")
-    train_head(learn, recipe)
+    train_head(learn, recipe, **options)
     learn.save("head")
     head, found = learn.interpret(), learn.lr_find()
     print(f"\nLearning-rate range test:\n{found}")
     if recipe.fine_tune_epochs:
         low, high = recipe.fine_tune_lr
         print(f"\nEverything, rates {low:g} to {high:g}, epochs: {recipe.fine_tune_epochs}")
-    train_everything(learn, recipe)
+    train_everything(learn, recipe, **options)
     return head, learn.interpret(), found
+
+
+def compare_with(
+    earlier: str | Path,  # Folder of the run that was repeated
+    folder: Path,  # Of this run
+) -> list[str]:  # Names of the tensors that differ
+    "Say whether the models are the same, to the bit."
+    found = unequal_tensors(Path(earlier, "model.safetensors"), folder / "model.safetensors")
+    told = f"{len(found)} tensors differ from those of" if found else "To the bit the model of"
+    print(f"{told} {earlier}")
+    return found
 
 
 def train_here(
@@ -207,15 +229,22 @@ def train_here(
 ) -> dict[str, Any]:  # What came of it
     "The whole journey in this process; leaves a run folder."
     learn, recipe, folder = start(arguments, processes)
-    head, interp, found = journey(learn, recipe)
+    options = {
+        "checkpoint_every": arguments.checkpoint_every,
+        "resume": bool(arguments.resume),
+    }
+    head, interp, found = journey(learn, recipe, **options)
     result = result_of(learn, head, interp, recipe.tta)
 
     def leave() -> None:
         write_run(learn, interp, result, folder)
         draw_figures(learn, interp, found, folder / "figures")
+        note(learn, folder)  # Once more, with the precisions that were decided
 
     processes.once(leave)
     tell(interp, head, result, folder)
+    if arguments.repeat:
+        result["unequal_tensors"] = compare_with(arguments.repeat, folder)
     return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}
 
 # %% ../nbs/09e_runs.ipynb #4e018e3d

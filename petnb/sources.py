@@ -22,11 +22,11 @@ import pandas as pd
 from .data import Groups, ImageData, Options, Split, Splitter, from_lists, image_files
 
 # %% auto #0
-__all__ = ['SIDES', 'TRUTH', 'SIDE_FOLDERS', 'DELETE', 'FORMULA', 'read_table', 'column', 'find_images', 'from_df', 'from_csv',
-           'from_function', 'group_names', 'make_items', 'choose_classes', 'fold_numbers', 'hold_out_groups',
-           'side_folder', 'by_folder', 'k_fold', 'by_file', 'by_indices', 'hold_out', 'as_splitter', 'split_items',
-           'below', 'from_folder', 'check_sides', 'subset', 'check_edits', 'relabel', 'safe_cell', 'to_csv',
-           'summary_html']
+__all__ = ['SIDES', 'TRUTH', 'DUPLICATES', 'SIDE_FOLDERS', 'DELETE', 'FORMULA', 'read_table', 'column', 'find_images', 'from_df',
+           'from_csv', 'from_function', 'group_names', 'wants_duplicates', 'find_together', 'make_items',
+           'choose_classes', 'fold_numbers', 'hold_out_groups', 'side_folder', 'by_folder', 'k_fold', 'by_file',
+           'by_indices', 'hold_out', 'as_splitter', 'split_items', 'below', 'from_folder', 'check_sides', 'subset',
+           'check_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
 
 # %% ../nbs/00c_sources.ipynb #f9280028
 def read_table(
@@ -186,6 +186,33 @@ def _is_nothing(value: object) -> bool:
     return value is None or value == "" or value != value
 
 # %% ../nbs/00c_sources.ipynb #ffd205ce
+DUPLICATES = "duplicates"  # For `groups`: let the doctor find what belongs together
+
+
+def wants_duplicates(
+    items: pd.DataFrame,  # With the columns that the source had
+    groups: object,  # What `groups=` was given
+) -> bool:
+    "Whether the doctor is to be asked."
+    return isinstance(groups, str) and groups == DUPLICATES and groups not in items
+
+
+def find_together(
+    items: pd.DataFrame,  # With `path`; not split yet
+    groups: object,  # What `groups=` was given
+) -> tuple[pd.DataFrame, list[str]]:  # With `together`, if asked for; what is to be said about it
+    "Ask the doctor who shows the same, if that is what `groups` wants."
+    if not wants_duplicates(items, groups):
+        return items, []
+    from petnb.doctor import duplicate_groups
+
+    together = duplicate_groups(list(items["path"]))
+    sizes = pd.Series(together).value_counts()
+    twins = sizes[sizes > 1]
+    said = f"found before the split: {twins.sum()} duplicates, in {len(twins)} groups"
+    return items.assign(together=[f"group {number}" for number in together]), [said]
+
+# %% ../nbs/00c_sources.ipynb #0a1acf79
 def make_items(
     paths: Sequence[str | Path],  # Image files
     labels: Sequence[str],  # One label a path
@@ -205,7 +232,7 @@ def make_items(
     if columns is not None:
         for name in columns.columns.difference(items.columns, sort=False):
             items[name] = columns[name].to_numpy()
-    if groups is not None:
+    if groups is not None and not wants_duplicates(items, groups):
         items["together"] = group_names(items, groups)
     once = items.drop_duplicates(["path", "label", "split"])
     clashes = once[once["path"].duplicated(keep=False)]
@@ -668,7 +695,7 @@ def summary_html(
     counts = data.class_counts()
     shown = counts if len(counts) <= most else counts.loc[counts.sum(axis=1).nsmallest(most).index]
     headline = repr(data).split("\n")[0]
-    lines = [f"labels: {data.source}; images under {data.root.name}", *data.notes]
+    lines = [f"labels: {data.source}; images under {data.root.name}", *data.notes, *data.findings]
     if len(shown) < len(counts):
         lines.append(f"below, the {len(shown)} smallest of {len(counts)} classes")
     head = "".join(

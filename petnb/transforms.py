@@ -8,10 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import signal
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,12 +26,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from .data import ImageData, open_image, show_images
+from .data import ImageData, available_cores, open_image, show_images
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'GREY', 'valid_transform', 'RandomLight', 'relight', 'train_transform', 'view_seed', 'ImageDataset',
-           'decoding_threads', 'available_cores', 'file_version', 'EpochBatches', 'default_workers', 'ImageLoader',
-           'ignore_ctrl_c', 'training_transform', 'make_loader', 'epoch_batches', 'show_batch', 'Normalize',
+__all__ = ['CROP_PCT', 'GREY', 'AGAIN', 'SUDDEN', 'HELP', 'valid_transform', 'RandomLight', 'relight', 'train_transform',
+           'view_seed', 'ImageDataset', 'decoding_threads', 'file_version', 'EpochBatches', 'turns', 'BalancedBatches',
+           'WorkerKilledError', 'explained', 'ImageLoader', 'explain_signals', 'default_workers', 'ignore_ctrl_c',
+           'training_transform', 'make_loader', 'choose_batches', 'epoch_batches', 'show_batch', 'Normalize',
            'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
@@ -190,13 +196,6 @@ def decoding_threads() -> int:
     return available_cores() if alone else 1
 
 
-def available_cores() -> int:
-    "Cores that this process may use."
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def file_version(
     path: str,  # An existing file
 ) -> tuple[int, int]:  # Bytes, and nanoseconds of the last change
@@ -207,6 +206,8 @@ def file_version(
 # %% ../nbs/01_transforms.ipynb #5da9001b
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     "All images once, in near-equal batches; the order depends on (seed, epoch) alone."
+
+    balanced = False  # Whether each class comes equally often
 
     def __init__(
         self,
@@ -220,23 +221,33 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.n_images, self.batch_size, self.shuffle = n_images, batch_size, shuffle
         self.seed, self.epoch, self.view, self.skip = seed, 0, 0, 0
         self.share = (0, 1)  # Which part of each batch this process takes, of how many (03d)
+        self.n_places = n_images
 
     def set_epoch(self, epoch: int, view: int | None = None, skip: int = 0) -> None:
         "Choose the order of the next walk, its views (None: the same epoch's) and where it begins."
         self.epoch, self.view, self.skip = epoch, epoch if view is None else view, skip
 
     def order(self, epoch: int) -> np.ndarray:
-        "Positions of the images in the order in which `epoch` sees them."
-        positions = np.arange(self.n_images)
+        "The places in the order in which `epoch` goes through them."
+        places = np.arange(self.n_places)
         if not self.shuffle:
-            return positions
-        return np.random.default_rng([self.seed, epoch]).permutation(positions)
+            return places
+        return np.random.default_rng([self.seed, epoch]).permutation(places)
+
+    def keys(self, view: int) -> list[tuple[int, int]]:
+        "What lies at each place: which view of which image."
+        return [(view, index) for index in range(self.n_images)]
+
+    def walk(self) -> list[tuple[int, int]]:
+        "Views and images of the chosen epoch, in its order."
+        keys = self.keys(self.view)
+        return [keys[place] for place in self.order(self.epoch)]
 
     def __len__(self) -> int:
-        return math.ceil(self.n_images / self.batch_size)
+        return math.ceil(self.n_places / self.batch_size)
 
     def whole(self, epoch: int) -> list[np.ndarray]:
-        "Positions of each batch's images in an epoch."
+        "The places of each batch of an epoch."
         return np.array_split(self.order(epoch), len(self))
 
     def parts(self, epoch: int, share: tuple[int, int] | None = None) -> list[np.ndarray]:
@@ -246,30 +257,136 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         skip, self.skip = self.skip, 0  # For one walk only
+        keys = self.keys(self.view)
         for batch in self.parts(self.epoch)[skip:]:
             if len(batch):
-                yield [(self.view, int(index)) for index in batch]
+                yield [keys[place] for place in batch]
+
+# %% ../nbs/01_transforms.ipynb #d0db8634
+def turns(
+    members: np.ndarray,  # Positions of one class's images
+    start: int,  # The first place wanted, counted over all epochs
+    share: int,  # How many places
+    seed: Sequence[int],  # Decides the shuffles
+) -> list[tuple[int, int]]:  # Image, and how often it has come within these places before
+    "A piece of an endless row of shuffles."
+    first, last = start // len(members), (start + share - 1) // len(members)
+    row = [
+        np.random.default_rng([*seed, turn]).permutation(members) for turn in range(first, last + 1)
+    ]
+    begin = start - first * len(members)
+    piece, seen = np.concatenate(row)[begin : begin + share].tolist(), Counter[int]()
+    found = []
+    for image in piece:
+        found.append((image, seen[image]))
+        seen[image] += 1
+    return found
+
+# %% ../nbs/01_transforms.ipynb #726345e6
+AGAIN = 2**32  # From the view of one coming of an image to that of the next, within an epoch
+
+
+class BalancedBatches(EpochBatches):
+    "Each class equally often in every epoch; what comes depends on (seed, epoch) alone."
+
+    balanced = True
+
+    def __init__(
+        self,
+        targets: Sequence[int],  # Class of each image
+        batch_size: int,  # Images in one batch, at most
+        seed: int,  # The data's seed
+    ):
+        super().__init__(len(targets), batch_size, True, seed)
+        classes = np.asarray(targets)
+        self.members = {int(k): np.flatnonzero(classes == k) for k in np.unique(classes)}
+        self.places_each = math.ceil(len(targets) / len(self.members))
+        self.n_places = self.places_each * len(self.members)
+
+    def keys(self, view: int) -> list[tuple[int, int]]:
+        "What lies at each place: which view of which image."
+        n = self.places_each
+        return [
+            (view + AGAIN * before, image)
+            for target, members in self.members.items()
+            for image, before in turns(members, view * n, n, [self.seed, target])
+        ]
+
+# %% ../nbs/01_transforms.ipynb #c6007fa1
+class WorkerKilledError(RuntimeError):
+    "A process that loads images is gone. The training process is unharmed and may go on."
+
+
+SUDDEN = r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)"  # As PyTorch says it
+HELP = (
+    "{}: a process that loads images was ended from outside. Mostly memory has run out: each such "
+    "process holds images of its own. Load with fewer processes (build the data with workers=1, or "
+    "workers=0 for none) or keep fewer images in memory (cache_bytes=0); then go on from what was "
+    "saved. On Linux `dmesg` says whether memory was the cause"
+)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    "Say of a worker's sudden death what it means. Raises `WorkerKilledError`."
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, WorkerKilledError) or not re.match(SUDDEN, str(error)):
+            raise
+        raise WorkerKilledError(HELP.format(str(error).strip(" ."))) from error
+
+# %% ../nbs/01_transforms.ipynb #d8467803
+class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
+    "PyTorch's loader, which explains the death of a worker and can be walked through again."
+
+    _iterator: Any  # With the workers that stay alive
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self.dead():
+            self._iterator = None
+        with explained():
+            batches = super().__iter__()
+            explain_signals()
+        try:
+            while (batch := self.received(batches)) is not None:
+                yield batch
+        except GeneratorExit:  # Nobody wants more, and the workers are fine
+            raise
+        except BaseException:  # Ctrl-C in the middle of a message, or a worker that is gone
+            self._iterator = None
+            raise
+
+    def received(self, batches: Iterator[Any]) -> Any:
+        "The next batch, or None after the last. Raises `WorkerKilledError`."
+        try:
+            with explained():
+                return next(batches, None)
+        except (EOFError, OSError) as error:  # The line to a worker broke, or something else
+            time.sleep(0.2)  # The system's signal may be on its way
+            if dead := self.dead():
+                raise WorkerKilledError(HELP.format(f"DataLoader worker {dead}")) from error
+            raise
+
+    def dead(self) -> list[int]:
+        "Process numbers of the workers that are no more."
+        workers = getattr(self._iterator, "_workers", [])
+        return [worker.pid for worker in workers if not worker.is_alive()]
+
+
+def explain_signals() -> None:
+    "Explain also what PyTorch says when the system signals the end of one of its processes."
+    number = getattr(signal, "SIGCHLD", None)
+    handler: Any = signal.getsignal(number) if number else None
+    ours = hasattr(handler, "__wrapped__") or not callable(handler)
+    if not ours and threading.current_thread() is threading.main_thread():
+        signal.signal(number, explained()(handler))  # type: ignore[arg-type]
 
 # %% ../nbs/01_transforms.ipynb #65aab2d9
 def default_workers() -> int:
     "Half the cores, at most 8; none on up to two cores, or where a process cannot fork."
     cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # Of torchrun: 03d
     return min(cores // 2, 8) if cores > 2 and sys.platform == "linux" else 0
-
-
-class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
-    "A loader that can be walked through again after a walk that was broken off."
-
-    _iterator: Any  # With the workers that stay alive
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except GeneratorExit:  # Nobody wants more, and the workers are fine
-            raise
-        except BaseException:  # Ctrl-C in the middle of a message, or a worker that is gone
-            self._iterator = None
-            raise
 
 
 def ignore_ctrl_c(
@@ -305,18 +422,28 @@ def make_loader(
     cache_bytes = data.cache_bytes // max(workers, 1)
     paths = items["path"].tolist()
     at_least = 2 * data.size if training else None
-    dataset = ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes)
+    mixed = training if shuffle is None else shuffle
     return ImageLoader(
-        dataset,
-        batch_sampler=EpochBatches(
-            len(items), data.batch_size, training if shuffle is None else shuffle, data.seed
-        ),
+        ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes),
+        batch_sampler=choose_batches(data, targets, split, mixed),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=ignore_ctrl_c,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(data.seed),
     )
+
+
+def choose_batches(
+    data: ImageData,  # Its settings count
+    targets: Sequence[int],  # Class of each image
+    split: str,  # Side of the split
+    shuffle: bool,  # A new order each epoch
+) -> EpochBatches:
+    "By class if the data are to be balanced and this is for learning, otherwise as they come."
+    if data.balance and shuffle and split == "train":
+        return BalancedBatches(targets, data.batch_size, data.seed)
+    return EpochBatches(len(targets), data.batch_size, shuffle, data.seed)
 
 
 def epoch_batches(
@@ -336,10 +463,9 @@ def show_batch(
 ) -> np.ndarray:  # The axes, one a picture
     "Training images, augmented, with their labels."
     batches = epoch_batches(data.train)
-    positions = batches.order(batches.epoch)[:n].tolist()
-    keys = [(batches.epoch, position) for position in positions]
+    keys = batches.walk()[:n]
     if unique:
-        keys = [(batches.epoch + later, positions[0]) for later in range(n)]
+        keys = [(batches.epoch + later, keys[0][1]) for later in range(n)]
     views = [data.train.dataset[key] for key in keys]
     pictures = [F.to_pil_image(image) for image, _ in views]
     return show_images(pictures, [data.vocab[int(target)] for _, target in views], columns=5)

@@ -1,13 +1,21 @@
 """The same images in the same order, however many processes load them, and however they start."""
 
+import os
+import signal
+import sys
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from petnb.data import ImageData
-from petnb.transforms import epoch_batches
+from petnb.learner import Callback, Fit, Learner, vision_learner
+from petnb.transforms import BalancedBatches, WorkerKilledError, epoch_batches, make_loader
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +55,165 @@ def test_a_batch_is_its_images(data: ImageData) -> None:
         assert torch.equal(image, same_image)
         assert torch.equal(target, same_target)
     assert not torch.equal(at_once[1][0], at_once[2][0])
+
+
+# -- Each class equally often -------------------------------------------------------------------
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=2, max_size=6),
+    batch_size=st.integers(1, 50),
+    seed=st.integers(0, 2**32),
+)
+def test_each_class_equally_often(counts: list[int], batch_size: int, seed: int) -> None:
+    targets = np.random.default_rng(seed).permutation(np.repeat(range(len(counts)), counts))
+    batches = BalancedBatches(targets.tolist(), batch_size, seed)
+    comings = np.zeros(len(targets), dtype=int)
+    for epoch in range(5):
+        batches.set_epoch(epoch)
+        dealt = list(batches)
+        keys = [key for batch in dealt for key in batch]
+        assert len(dealt) == len(batches)
+        assert max(map(len, dealt)) <= batch_size
+        assert len(set(keys)) == len(keys)  # No view twice
+        per_class = np.bincount(targets[[image for _, image in keys]], minlength=len(counts))
+        assert len(set(per_class.tolist())) == 1
+        assert len(targets) <= len(keys) < len(targets) + len(counts)
+        np.add.at(comings, [image for _, image in keys], 1)
+        for target in range(len(counts)):  # Nobody is more than a turn ahead
+            assert np.ptp(comings[targets == target]) <= 1
+
+
+def test_an_epoch_does_not_depend_on_those_before_it() -> None:
+    walked, asked = (BalancedBatches([0] * 9 + [1] * 2, 4, 7) for _ in range(2))
+    for epoch in range(4):
+        walked.set_epoch(epoch)
+        last = list(walked)
+    asked.set_epoch(3)
+    assert list(asked) == last
+    asked.set_epoch(3, view=1)  # Another order of the same views of the same images
+    walked.set_epoch(1)
+    assert asked.walk() != walked.walk()
+    assert sorted(asked.walk()) == sorted(walked.walk())
+
+
+@pytest.fixture(scope="module")
+def uneven(data: ImageData) -> ImageData:
+    """Nine images to learn from of the first breed, two of the others."""
+    number = data.items.groupby(["split", "label"]).cumcount()
+    keep = (data.items["label"] == data.vocab[0]) | (number < 2)
+    items = data.items[keep].reset_index(drop=True)
+    return replace(data, items=items, balance=True, size=32, batch_size=8)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_balanced_with_processes(uneven: ImageData) -> None:
+    alone, together = two_epochs(replace(uneven)), two_epochs(replace(uneven, workers=2))
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+    counts = torch.cat(alone[1 : len(alone) // 2 : 2]).bincount()
+    assert len(set(counts.tolist())) == 1
+
+
+def test_only_learning_is_balanced(uneven: ImageData) -> None:
+    assert epoch_batches(uneven.train).balanced
+    in_order = make_loader(uneven, "train", augment=False)
+    for loader, side in ((uneven.valid, "valid"), (in_order, "train")):
+        images = [image for batch in epoch_batches(loader) for _, image in batch]
+        assert images == list(range(len(uneven.on_side(side))))
+
+
+class Watch(Callback):
+    """Notes the files of every step."""
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+
+    def after_step(self, fit: Fit) -> None:
+        from petnb.learner import files
+
+        fit.seen -= fit.n_images
+        self.files += files(fit)
+        fit.seen += fit.n_images
+
+
+def trained(data: ImageData, forget: bool = False, **options: Any) -> tuple[Learner, list[float]]:
+    """A head that was trained for four epochs on two views, with or without what is kept."""
+    learn = vision_learner(replace(data), "resnet10t", pretrained=False, show_progress=False)
+    if forget:
+        learn.store.budget = 0
+    learn.fit(4, 1e-2, views=2, **options)
+    return learn, learn.recorder.losses
+
+
+def test_kept_features_are_those_of_the_images_that_were_dealt(uneven: ImageData) -> None:
+    kept, losses = trained(uneven)
+    computed, same_losses = trained(uneven, forget=True)
+    assert kept.store.used > 0
+    assert computed.store.used == 0
+    assert losses == pytest.approx(same_losses, rel=1e-4)
+    unbalanced = trained(replace(uneven, balance=False))[1]
+    assert len(unbalanced) != len(losses) or unbalanced != pytest.approx(losses, rel=1e-2)
+
+
+def test_one_learner_may_change_its_mind(uneven: ImageData) -> None:
+    """What was kept for one way of dealing is not taken for the other."""
+    learn, _ = trained(replace(uneven, balance=False))
+    learn.data = replace(uneven)
+    learn.fit(2, 1e-2, views=2)
+    assert len(learn.recorder.losses) == 2 * len(epoch_batches(learn.data.train))
+
+
+def test_the_files_of_a_step_are_those_that_were_dealt(uneven: ImageData) -> None:
+    watch = Watch()
+    trained(uneven, callbacks=[watch])
+    label = dict(zip(uneven.items["path"], uneven.items["label"], strict=True))
+    counts = np.unique([label[path] for path in watch.files], return_counts=True)[1]
+    assert len(counts) == len(uneven.vocab)
+    assert len(set(counts.tolist())) == 1
+
+
+# -- A worker that is killed --------------------------------------------------------------------
+
+
+def kill_a_worker(loader: Any) -> None:
+    os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+
+
+def kill_and_go_on(loader: Any, batches: Any) -> None:
+    kill_a_worker(loader)
+    for _ in batches:
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_killed_worker_is_explained_and_the_loader_lives_on(data: ImageData) -> None:
+    loader = replace(data, workers=2, batch_size=1).train
+    batches = iter(loader)
+    next(batches)
+    pid = loader._iterator._workers[0].pid  # type: ignore[union-attr]
+    with pytest.raises(WorkerKilledError, match="memory") as caught:
+        kill_and_go_on(loader, batches)
+    assert isinstance(caught.value, RuntimeError)
+    message = str(caught.value)
+    assert str(pid) in message
+    assert "workers=0" in message
+    assert "cache_bytes=0" in message
+    again = [targets for _, targets in loader]  # With new workers
+    assert sum(map(len, again)) == 60
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_worker_killed_in_training(data: ImageData) -> None:
+    class Kill(Callback):
+        def after_step(self, fit: Fit) -> None:
+            if fit.step == 2:
+                kill_a_worker(fit.learn.data.train)
+
+    small = replace(data, workers=2, batch_size=4, size=32)
+    learn = vision_learner(small, "resnet10t", pretrained=False, show_progress=False)
+    with pytest.raises(WorkerKilledError, match="fewer processes"):
+        learn.fit(3, 1e-3, callbacks=[Kill()])
+    learn.fit(1, 1e-3)
+    assert len(learn.recorder.rows) >= 1

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
@@ -838,3 +839,48 @@ def test_of_many_classes_the_smallest_are_shown() -> None:
     assert "the 40 smallest of 100 classes" in page
     assert "class 000" in page
     assert "class 004" not in page
+
+
+# -- Duplicates kept together (12) ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pets of which some lie there twice, byte for byte or saved again."""
+    from petnb.doctor import add_twin, redrawn
+
+    root = tmp_path_factory.mktemp("twins") / "pets"
+    shutil.copytree(ImageData.drawn_pets(images_per_breed=8, pixels=128, size=64).root, root)
+    for number, path in enumerate(sorted(root.glob("*.jpg"))[::4]):
+        change = bytes if number % 2 else redrawn(lambda picture: picture)
+        add_twin(path, "copied", change, 9000 + number)
+    return root
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("valid", ["stratified", "random"])
+def test_duplicates_stay_on_one_side(twins: Path, valid: Any, seed: int) -> None:
+    plain = ImageData.from_name_re(twins, valid=valid, seed=seed)
+    data = ImageData.from_name_re(twins, valid=valid, seed=seed, groups="duplicates", test_pct=0.1)
+    assert "leak" in plain.check().counts()
+    assert "leak" not in data.check().counts()
+    assert "groups='duplicates'" in repr(plain)
+    assert "found before the split" in repr(data)
+    assert "all on one side" in repr(data)
+    assert "found before the split" in data._repr_html_()
+    assert (data.items.groupby("together")["split"].nunique() == 1).all()
+
+
+def test_copies_are_told_where_the_split_is_given(twins: Path) -> None:
+    sides = ["valid" if "_900" in path.name else "train" for path in sorted(twins.glob("*.jpg"))]
+    table = pd.DataFrame({"path": sorted(path.name for path in twins.glob("*.jpg"))})
+    table["label"] = table["path"].str.replace(r"_\d+\.jpg", "", regex=True)
+    data = ImageData.from_df(table.assign(split=sides), twins)
+    assert "on both sides of the split" in data.findings[0]
+
+
+def test_a_column_called_duplicates_is_a_column(twins: Path) -> None:
+    names = sorted(path.name for path in twins.glob("*.jpg"))
+    table = pd.DataFrame({"path": names, "label": [name.split("_")[0] for name in names]})
+    data = ImageData.from_df(table.assign(duplicates=range(len(names))), twins, groups="duplicates")
+    assert data.items["together"].nunique() == len(names)

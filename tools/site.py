@@ -1,56 +1,167 @@
-"""Build the documentation site from the notebooks and their saved outputs.
+"""Build the documentation site from the notebooks and their saved outputs, without a network.
 
-    python tools/site.py    # writes the folder that settings.ini names as doc_path
+    python tools/site.py            # writes the folder that settings.ini names as doc_path
+    python tools/site.py FOLDER     # writes another one
+
+Chapters, tutorials and guides are the notebooks. The reference comes from the package, benchmarks
+and changelog from their Markdown files. Mathematics becomes MathML, which browsers draw themselves.
 """
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import yaml
+from latex2mathml.converter import convert
 from nbdev.config import get_config
 
 HIDDEN = re.compile(r"^#\| *(hide|default_exp\b.*) *$", re.MULTILINE)
 HIDE_INPUT = re.compile(r"^#\| *hide_input *$", re.MULTILINE)
-PROJECT = """\
-project: {{type: website, output-dir: site}}
-format: {{html: {{theme: {{light: cosmo, dark: darkly}}, toc: true}}}}
-website:
-  title: {title}
-  description: {description}
-  site-url: {doc_host}{doc_baseurl}
-  repo-url: {git_url}
-  navbar: {{search: true}}
-  llms-txt: true
-  sidebar: {{style: floating, contents: auto}}
+# Code, in a fence or between backticks, keeps its dollars; mathematics has one or two around it
+MATH = re.compile(
+    r"(?P<code>^```.*?^```|`+[^`\n]+`+)|\$\$(?P<display>.+?)\$\$|(?<![\\\w$])\$(?P<inline>[^$\s](?:[^$\n]|\n(?!\n))*?)\$",
+    re.MULTILINE | re.DOTALL,
+)
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)(?:\.\./)*([^)]+)\)")
+# Themes fetch their fonts from another host; without, the reader's own are used
+IMPORT = re.compile(r"""@import\s*(?:url\()?["']?https?:[^"')]*["']?\)?\s*;""")
+STYLES = """\
+img { max-width: 100%; height: auto; }
+.quarto-dark .cell-output-display img { background: white; padding: 4px; border-radius: 4px; }
+main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
+main table { display: block; }
+main code, main h1, main h2, main h3, main h4 { overflow-wrap: anywhere; }
+math[display="block"] { overflow-x: auto; overflow-y: hidden; max-width: 100%; padding: 0.4em 0; }
 """
 
 
-def stage(path: Path) -> None:
+def mathml(found: re.Match[str]) -> str:
+    """Return the mathematics that was `found` as MathML; code as it is."""
+    if found["code"]:
+        return found[0]
+    if found["display"]:
+        return f"\n\n```{{=html}}\n{convert(found['display'].strip(), display='block')}\n```\n\n"
+    return convert(" ".join(found["inline"].split()))
+
+
+def stage(path: Path, git_url: str) -> None:
     """Leave in the notebook at `path` what the site shows."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not HIDDEN.search(cell.source)]
     for cell in notebook.cells:
         cell.source = HIDE_INPUT.sub("#| echo: false", cell.source)
+        if cell.cell_type == "markdown":
+            source = cell.source.replace(
+                "(../CONTRIBUTING.md)", f"({git_url}/blob/main/CONTRIBUTING.md)"
+            )
+            cell.source = MATH.sub(mathml, source)
     nbformat.write(notebook, path)
 
 
-def main() -> None:
-    """Build the site."""
+def stage_markdown(staged: Path, git_url: str) -> None:
+    """Lay benchmarks and changelog beside the staged notebooks; link other files at GitHub."""
+    folder = staged / "benchmarks"
+    shutil.copytree(
+        "benchmarks",
+        folder,
+        ignore=lambda _, names: [n for n in names if not n.endswith((".md", ".png"))],
+    )
+    (folder / "README.md").rename(folder / "index.md")
+    shutil.copy("CHANGELOG.md", staged / "changelog.md")
+
+    def target(found: re.Match[str]) -> str:
+        name = found[1]
+        if (folder / name.partition("#")[0]).exists():
+            return found[0]
+        return f"]({git_url}/blob/main/benchmarks/{name})"
+
+    for path in folder.glob("*.md"):
+        path.write_text(LINK.sub(target, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def project(settings: Any, staged: Path) -> dict[str, Any]:
+    """Return what smalldocs should know, in the form of a `_quarto.yml`."""
+    chapters = sorted(path.name for path in staged.glob("[0-9]*.ipynb"))
+    sidebar: list[Any] = [
+        {"text": "Home", "href": "index.ipynb"},
+        {"section": "Chapters", "contents": chapters},
+    ]
+    for title, name in (("Tutorials", "tutorials"), ("How to", "how_to")):
+        pages = sorted(
+            path.relative_to(staged).as_posix() for path in (staged / name).glob("*.ipynb")
+        )
+        if pages:
+            sidebar.insert(1 if name == "tutorials" else 2, {"section": title, "contents": pages})
+    if (staged / "what_happens_when.ipynb").exists():
+        sidebar.append("what_happens_when.ipynb")
+    measured = sorted(
+        path.relative_to(staged).as_posix() for path in (staged / "benchmarks").glob("*.md")
+    )
+    sidebar.append({"section": "Benchmarks", "contents": measured})
+    modules = sorted(path.stem for path in Path(settings.lib_path).glob("[!_]*.py"))
+    sidebar.append({"section": "Reference", "contents": [f"api/{name}.qmd" for name in modules]})
+    sidebar.append({"text": "Changelog", "href": "changelog.md"})
+    return {
+        "project": {"type": "website", "output-dir": "site"},
+        "format": {
+            "html": {
+                "theme": {"light": "cosmo", "dark": "darkly"},
+                "css": "styles.css",
+                "toc": True,
+            }
+        },
+        "website": {
+            "title": settings.title,
+            "description": settings.description,
+            "site-url": f"{settings.doc_host}{settings.doc_baseurl}",
+            "repo-url": settings.git_url,
+            "navbar": {"search": True},
+            "llms-txt": True,
+            "sidebar": {"style": "floating", "contents": sidebar},
+        },
+        "smalldocs": {
+            "api": {
+                "packages": [settings.lib_name],
+                "root": str(Path.cwd()),
+                "source": f"{settings.git_url}/blob/{settings.branch}",
+            }
+        },
+    }
+
+
+def main(folder: str | None = None) -> None:
+    """Build the site in `folder`."""
     settings = get_config()
-    with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder) / "nbs"
-        shutil.copytree(settings.nbs_path, staged, ignore=shutil.ignore_patterns(".*"))
+    out = Path(folder or settings.doc_path)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary) / "nbs"
+        ignored = shutil.ignore_patterns(".*", "*.py", "__pycache__")
+        shutil.copytree(settings.nbs_path, staged, ignore=ignored)
         for path in staged.rglob("*.ipynb"):
-            stage(path)
-        project = PROJECT.format_map({key: settings.get(key) for key in settings.d})
-        (staged / "_quarto.yml").write_text(project, encoding="utf-8")
-        subprocess.run(["smalldocs", "render", str(staged)], check=True)
-        shutil.rmtree(settings.doc_path, ignore_errors=True)
-        shutil.move(staged / "site", settings.doc_path)
+            stage(path, settings.git_url)
+        stage_markdown(staged, settings.git_url)
+        (staged / "styles.css").write_text(STYLES, encoding="utf-8")
+        text = yaml.safe_dump(project(settings, staged), sort_keys=False)
+        (staged / "_quarto.yml").write_text(text, encoding="utf-8")
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+        }
+        subprocess.run(
+            ["smalldocs", "api", "build", "--dir", str(staged)], check=True, env=environment
+        )
+        subprocess.run(["smalldocs", "render", str(staged)], check=True, env=environment)
+        for path in (staged / "site").rglob("*.css"):
+            text = path.read_text(encoding="utf-8")
+            path.write_text(IMPORT.sub("", text), encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(staged / "site", out)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

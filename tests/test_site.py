@@ -1,0 +1,99 @@
+"""The site as a reader gets it: complete, no broken link, nothing from another host."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
+NOT_LOADED = {"canonical", "alternate"}
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and the places that can be linked to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.unnamed: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        self.links += [values[name] for name in ("href", "src") if values.get(name)]
+        if tag in LOADED and values.get("rel") not in NOT_LOADED:
+            self.loaded.append(values.get(LOADED[tag], ""))
+        if tag == "img" and not values.get("alt", "").strip():
+            self.unnamed.append(values.get("src", "")[:80])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The site, and what its builder said."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "tools/site.py", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder, built.stdout + built.stderr
+
+
+@pytest.fixture(scope="module")
+def pages(site: tuple[Path, str]) -> dict[Path, Page]:
+    """Each page of the site by its path."""
+    return {path.resolve(): Page(path) for path in site[0].rglob("*.html")}
+
+
+def test_no_warning(site: tuple[Path, str]) -> None:
+    said = [line for line in site[1].splitlines() if re.search("warning|error", line, re.I)]
+    assert not said
+
+
+def test_each_notebook_and_module_has_its_page(site: tuple[Path, str]) -> None:
+    notebooks = [path.relative_to(ROOT / "nbs") for path in (ROOT / "nbs").rglob("*.ipynb")]
+    wanted = [
+        path.with_suffix(".html") for path in notebooks if ".ipynb_checkpoints" not in path.parts
+    ]
+    wanted += [Path("api", path.stem + ".html") for path in (ROOT / "petnb").glob("[!_]*.py")]
+    wanted += [Path("changelog.html"), Path("benchmarks/speed.html")]
+    assert not [str(path) for path in wanted if not (site[0] / path).exists()]
+
+
+def test_links_and_anchors_lead_somewhere(pages: dict[Path, Page]) -> None:
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            if re.match(r"[a-z]+:|//|#$", link):
+                continue
+            name, _, anchor = link.partition("#")
+            name = unquote(name.partition("?")[0])
+            target = (path.parent / name).resolve() if name else path
+            target = target / "index.html" if target.is_dir() else target
+            missing = anchor and target in pages and unquote(anchor) not in pages[target].anchors
+            if not target.exists() or missing:
+                broken.append(f"{path.name}: {link}")
+    assert not broken
+
+
+def test_nothing_is_loaded_from_another_host(pages: dict[Path, Page]) -> None:
+    foreign = {
+        f"{path.name}: {link}"
+        for path, page in pages.items()
+        for link in page.loaded
+        if re.match(r"https?:|//", link)
+    }
+    assert not foreign
+
+
+def test_no_style_loads_from_another_host(site: tuple[Path, str]) -> None:
+    pattern = re.compile(r"""@import[^;]*https?:|url\(["']?(https?:)?//""")
+    styles = list(site[0].rglob("*.css"))
+    assert styles
+    assert not [path.name for path in styles if pattern.search(path.read_text(encoding="utf-8"))]
