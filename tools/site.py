@@ -33,9 +33,10 @@ LINK = re.compile(r"\]\((?!https?:|#|mailto:)(?:\.\./)*([^)]+)\)")
 IMPORT = re.compile(r"""@import\s*(?:url\()?["']?https?:[^"')]*["']?\)?\s*;""")
 # The theme's blue is too pale to read on white, by the contrast of 4.5 that WCAG asks for
 STYLES = """\
-.quarto-light { --bs-link-color: #1b66b8; --bs-link-color-rgb: 27, 102, 184; }
-.quarto-light a:not(.btn, .navbar-brand), .quarto-light a code { color: #1b66b8; }
-.quarto-light .sidebar-link:not(.active), .quarto-light .nav-link:not(.active) { color: inherit; }
+html:not(.quarto-dark) { --bs-link-color: #1b66b8; --bs-link-color-rgb: 27, 102, 184; }
+html:not(.quarto-dark) :is(main a, a code, .breadcrumb a, .active, .active span) {
+  color: #1b66b8;
+}
 img { max-width: 100%; height: auto; }
 .quarto-dark .cell-output-display img { background: white; padding: 4px; border-radius: 4px; }
 main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
