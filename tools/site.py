@@ -31,7 +31,12 @@ MATH = re.compile(
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)(?:\.\./)*([^)]+)\)")
 # Themes fetch their fonts from another host; without, the reader's own are used
 IMPORT = re.compile(r"""@import\s*(?:url\()?["']?https?:[^"')]*["']?\)?\s*;""")
+# The theme's blue is too pale to read on white, by the contrast of 4.5 that WCAG asks for
 STYLES = """\
+html:not(.quarto-dark) { --bs-link-color: #1b66b8; --bs-link-color-rgb: 27, 102, 184; }
+html:not(.quarto-dark) :is(main a, a code, .breadcrumb a, .active, .active span) {
+  color: #1b66b8;
+}
 img { max-width: 100%; height: auto; }
 .quarto-dark .cell-output-display img { background: white; padding: 4px; border-radius: 4px; }
 main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
@@ -85,9 +90,15 @@ def stage_markdown(staged: Path, git_url: str) -> None:
         path.write_text(LINK.sub(target, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def numbered(path: Path) -> dict[str, str]:
+    """Return the entry of a chapter: its number, as in its file's name, and its title."""
+    title = nbformat.read(path, as_version=4).cells[0].source.partition("\n")[0].lstrip("# ")
+    return {"text": f"{path.name.partition('_')[0]} {title}", "href": path.name}
+
+
 def project(settings: Any, staged: Path) -> dict[str, Any]:
     """Return what smalldocs should know, in the form of a `_quarto.yml`."""
-    chapters = sorted(path.name for path in staged.glob("[0-9]*.ipynb"))
+    chapters = [numbered(path) for path in sorted(staged.glob("[0-9]*.ipynb"))]
     sidebar: list[Any] = [
         {"text": "Home", "href": "index.ipynb"},
         {"section": "Chapters", "contents": chapters},
@@ -101,7 +112,8 @@ def project(settings: Any, staged: Path) -> dict[str, Any]:
     if (staged / "what_happens_when.ipynb").exists():
         sidebar.append("what_happens_when.ipynb")
     measured = sorted(
-        path.relative_to(staged).as_posix() for path in (staged / "benchmarks").glob("*.md")
+        (path.relative_to(staged).as_posix() for path in (staged / "benchmarks").glob("*.md")),
+        key=lambda name: (not name.endswith("/index.md"), name),
     )
     sidebar.append({"section": "Benchmarks", "contents": measured})
     modules = sorted(path.stem for path in Path(settings.lib_path).glob("[!_]*.py"))
