@@ -75,7 +75,9 @@ def stage_markdown(staged: Path, git_url: str) -> None:
     shutil.copytree(
         "benchmarks",
         folder,
-        ignore=lambda _, names: [n for n in names if not n.endswith((".md", ".png"))],
+        ignore=lambda _, names: [
+            n for n in names if not n.endswith((".md", ".png")) or n.endswith("_notes.md")
+        ],
     )
     (folder / "README.md").rename(folder / "index.md")
     shutil.copy("CHANGELOG.md", staged / "changelog.md")
