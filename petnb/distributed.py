@@ -21,12 +21,13 @@ import torch.distributed as dist
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from .data import available_cores
 from .model import batch_norms
 from .resume import digest_of_items
 from .transforms import EpochBatches
 
 if TYPE_CHECKING:
-    from petnb.data import ImageData, available_cores
+    from petnb.data import ImageData
     from petnb.learner import Learner
 
 # %% auto #0

@@ -16,7 +16,7 @@ import torch
 from together import killed, resumed
 
 from petnb.cli import main
-from petnb.distributed import Processes, buckets, launch
+from petnb.distributed import Processes, buckets, launch, take_device
 from petnb.learner import read_header
 from petnb.transforms import EpochBatches
 
@@ -235,3 +235,14 @@ def test_the_command_trains_in_several_processes(tmp_path: Path) -> None:
         assert (out / "model.safetensors").is_file()
         histories.append(pd.read_csv(out / "history.csv").drop(columns="seconds"))
     pd.testing.assert_frame_equal(histories[1], histories[0], rtol=1e-3)
+
+
+def test_a_process_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    threads = torch.get_num_threads()
+    try:
+        take_device(0, 10**6)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
