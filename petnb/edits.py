@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from .data import ImageData, cache_folder
+from .safe_files import replace_file
 from .sources import DELETE, below, check_edits, safe_cell
 
 # %% auto #0
@@ -215,9 +216,7 @@ def write_table(
     encoding, errors = ("utf-8-sig", "replace") if spreadsheet else ("utf-8", "surrogateescape")
     text = table.to_csv(index=False, quoting=csv.QUOTE_ALL)  # A name may hold a line's end
     content = text.encode(encoding, errors)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    replace_file(path, content, keep=False)
     return path
 
 # %% ../nbs/07e_edits.ipynb #ef31b9e9

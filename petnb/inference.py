@@ -192,7 +192,8 @@ class TorchScorer:
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
         precision: Precision | None = None,  # None: as it was validated, if the device has it
     ):
-        weights, header = read_model(path)
+        weights, self.header = read_model(path)
+        header = self.header
         self.device = torch.device(device or default_device())
         n_classes = len(header["vocab"])
         model = create_classifier(header["architecture"], n_classes, header["head"], False)
@@ -244,7 +245,8 @@ class Predictor:
             from petnb.onnx_export import load_onnx
 
             return load_onnx(file)
-        return cls(read_model(file)[1], TorchScorer(file, device, precision))
+        scorer = TorchScorer(file, device, precision)
+        return cls(scorer.header, scorer)
 
     def probabilities(
         self, images: Sequence[ImageLike], views: int = 0, batch_size: int = 64

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from .data import show_images
 from .learner import Learner, get_preds
 from .losses import TopAccuracy, wilson_interval
+from .safe_files import replacing
 from .transforms import make_loader
 
 if TYPE_CHECKING:
@@ -278,14 +278,8 @@ def save(
     if interp.features is not None:
         arrays["features"] = interp.features
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(unfinished, "wb") as file:
-            np.savez_compressed(file, petnb=np.frombuffer(text, np.uint8), **arrays)
-        os.replace(unfinished, path)
-    finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez_compressed(file, petnb=np.frombuffer(text, np.uint8), **arrays)
     return path
 
 # %% ../nbs/07_interpretation.ipynb #8895fe60

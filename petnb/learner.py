@@ -337,7 +337,7 @@ class Progress(Callback):
         self.bar = progress_bar(total=fit.n_steps, description="training")
 
     def after_step(self, fit: Fit) -> None:
-        self.bar.update()
+        self.bar.update(fit.step - self.bar.n)  # All that were done before, if the fit goes on
 
     def after_epoch(self, fit: Fit) -> None:
         history = fit.learn.recorder.history.iloc[self.first_row :]
@@ -364,9 +364,6 @@ class Progress(Callback):
 
     def after_fit(self, fit: Fit) -> None:
         self.bar.close()
-
-    def restore(self, fit: Fit, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.bar.update(fit.step)
 
 # %% ../nbs/03_learner.ipynb #d1d0d9a5
 Batch = tuple[Tensor, Tensor]  # Images, n x 3 x h x w, or features; n positions in the vocabulary

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from .inference import ImageLike, Predictor, TorchScorer, as_image, views_of
 from .learner import read_header
+from .safe_files import replacing
 from .speed import seconds
 
 # %% auto #0
@@ -75,13 +74,8 @@ def write_onnx(
     )
     assert program is not None  # It is one wherever `dynamo` is True
     program.model.metadata_props["petnb"] = json.dumps(dict(header))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as unfinished:
         program.save(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
     return path
 
 # %% ../nbs/09a_onnx.ipynb #7fa55042

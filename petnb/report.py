@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from .doctor import printable
 from .explorer import browsing_table, busiest, common_folder, thumbnail
 from .interpretation import Interpretation, interpret
 from .learner import Learner
+from .safe_files import replace_file
 
 # %% auto #0
 __all__ = ['CHOOSE', 'DRAW', 'CONNECT', 'STYLE', 'PAGE', 'KEPT', 'report_row', 'report_rows', 'as_data', 'fingerprint', 'policy',
@@ -335,8 +335,5 @@ def write_report(
     "Write the report, at once or not at all."
     path = Path(path)
     content = to_html(as_interpretation(source), **options).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    replace_file(path, content, keep=False)
     return path

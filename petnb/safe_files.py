@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['previous', 'replace_file', 'keep_previous', 'sync_folder', 'explained', 'fingerprint', 'write_tensors',
+__all__ = ['previous', 'replacing', 'replace_file', 'keep_previous', 'sync_folder', 'explained', 'fingerprint', 'write_tensors',
            'DamagedFileError', 'read_object', 'read_tensors', 'read_newest']
 
 # %% ../nbs/02f_safe_files.ipynb #9892481a
@@ -33,26 +33,38 @@ def previous(
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def replace_file(
-    path: Path,  # Its folder is made if missing
-    content: bytes,  # All of it
-) -> None:
-    "Write a file, all or nothing; what was there before is kept beside it. Raises `OSError`."
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def replacing(
+    path: Path,  # In a folder that exists
+    keep: bool = False,  # Keep what was there before beside it
+) -> Iterator[Path]:  # Where to write; it gets its name afterwards, if nothing was raised
+    "Replace a file, all or nothing, by one that somebody else writes."
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield unfinished
+        with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
-        keep_previous(path)
+        if keep:
+            keep_previous(path)
         os.replace(unfinished, path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise explained(error, path, len(content)) from error
     finally:
         with suppress(FileNotFoundError):
             unfinished.unlink()
+
+
+def replace_file(
+    path: Path,  # Its folder is made if missing
+    content: bytes,  # All of it
+    keep: bool = True,  # Keep what was there before beside it
+) -> None:
+    "Write a file, all or nothing. Raises `OSError` that says what the disk lacks."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(path, keep) as unfinished:
+            unfinished.write_bytes(content)
+    except OSError as error:
+        raise explained(error, path, len(content)) from error
 
 # %% ../nbs/02f_safe_files.ipynb #4051aaa7
 def keep_previous(

@@ -65,37 +65,58 @@ def answer(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     raise RuntimeError(f"the server at {address} did not start:\n{log.read_text()}")
 
 
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def apart(own: Path, *more: str) -> dict[str, str]:
+    """An environment in which Jupyter's settings, and `more`, lie in a folder of its own."""
+    places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", *more)
+    own_places = {place: str(own / place) for place in places}
+    return os.environ | own_places | {"PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def serving(
+    words: list[str], address: str, environment: dict[str, str], log: Path, folder: Path
+) -> Iterator[None]:
+    """A server, from when it answers at `address` until the end of the block."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder,
+        )  # fmt: skip
+        try:
+            answer(address, process, log)
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
 @contextmanager
 def server(kind: str, folder: Path) -> Iterator[str]:
     """JupyterLab ("lab") or Notebook 7 ("notebook") on the files of a folder; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (module, app), port = APPS[kind], free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         own = Path(name)
-        places = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR",
-                  "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]  # fmt: skip
-        environment = os.environ | {place: str(own / place) for place in places}
-        environment["PYTHONPATH"] = str(ROOT)
-        news = own / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "apputils-extension"
+        settings = "JUPYTERLAB_SETTINGS_DIR"
+        environment = apart(own, settings, "JUPYTERLAB_WORKSPACES_DIR")
+        news = own / settings / "@jupyterlab" / "apputils-extension"
         news.mkdir(parents=True)
         (news / "notification.jupyterlab-settings").write_text(
             '{"fetchNews": "false", "checkForUpdates": false}'
         )
-        module, app = APPS[kind]
-        with open(own / "log", "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, "--no-browser", "--allow-root", f"--port={port}",
+        words = [module, "--no-browser", "--allow-root", f"--port={port}",
                  "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=",
-                 f"--{app}.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}"],
-                stdout=log, stderr=subprocess.STDOUT, env=environment,
-            )  # fmt: skip
-            try:
-                answer(f"http://127.0.0.1:{port}/api/status", process, own / "log")
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                process.terminate()
-                process.wait(30)
+                 f"--{app}.expose_app_in_browser=True",
+                 f"--ServerApp.root_dir={folder}"]  # fmt: skip
+        address = f"http://127.0.0.1:{port}"
+        with serving(words, f"{address}/api/status", environment, own / "log", folder):
+            yield address
 
 
 def write_notebook(path: Path, *cells: str) -> Path:

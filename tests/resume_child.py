@@ -52,12 +52,12 @@ def kill_in_write(number: int) -> None:
 
     write, counted = safe_files.replace_file, [0]
 
-    def cut_short(path: Path, content: bytes) -> None:
+    def cut_short(path: Path, content: bytes, keep: bool = True) -> None:
         counted[0] += 1
         if counted[0] == number:
             path.with_name(f".{path.name}.{os.getpid()}.part").write_bytes(content[::2])
             die()
-        write(path, content)
+        write(path, content, keep)
 
     safe_files.replace_file = cut_short
 

@@ -1,9 +1,6 @@
 """The page as people use it: by its buttons in Python, and served by Voila to a real browser."""
 
 import os
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import ROOT, Watch, answer, browser, chromium
+from browser import Watch, apart, browser, chromium, free_port, serving
 
 from petnb.app import HEAT, SEEN, WHOLE, TryIt, as_png, write_app
 from petnb.data import ImageData, open_image
@@ -162,24 +159,11 @@ def test_no_model_no_page(tmp_path: Path) -> None:
 @contextmanager
 def voila(notebook: Path, own: Path) -> Iterator[str]:
     """Voila, serving a notebook on a free port of this machine; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    environment = os.environ | {place: str(own / place) for place in places}
-    environment["PYTHONPATH"] = str(ROOT)
-    with open(own / "log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={port}",
-             "--Voila.ip=127.0.0.1"],
-            stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=notebook.parent,
-        )  # fmt: skip
-        try:
-            answer(f"http://127.0.0.1:{port}/voila/static/voila.js", process, own / "log")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(30)
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    words = ["voila", str(notebook), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    ready = f"{address}/voila/static/voila.js"
+    with serving(words, ready, apart(own), own / "log", notebook.parent):
+        yield address
 
 
 @pytest.fixture
