@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['T', 'BUCKET', 'Processes', 'Lost', 'join_processes', 'take_device', 'leave', 'buckets', 'sum_in_place', 'add_up',
            'moving_statistics', 'exchange', 'deal', 'join', 'gathered', 'once', 'prepare', 'digest_of_data', 'compare',
-           'launch']
+           'signals_given_back', 'launch']
 
 # %% ../nbs/03d_many_machines.ipynb #02dc4727
 T = TypeVar("T")
@@ -377,6 +378,23 @@ def compare(
         )
 
 # %% ../nbs/03d_many_machines.ipynb #8576a4c0
+@contextmanager
+def signals_given_back() -> Iterator[None]:
+    "Put back what Ctrl-C and its like did before, whatever a library made of them meanwhile."
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may set them, so nothing was changed
+        return
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows: two
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # One that was not set from Python cannot be put back
+                signal.signal(number, handler)
+
+# %% ../nbs/03d_many_machines.ipynb #30840f5c
 def launch(
     n_processes: int,  # On this machine
     main: Callable[..., None],  # What each does; from a module, as it is looked up there
@@ -400,7 +418,8 @@ def launch(
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, main)(*arguments)
+        with signals_given_back():
+            elastic_launch(config, main)(*arguments)
     except SignalException as error:
         raise KeyboardInterrupt from error
     except ChildFailedError as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -201,6 +202,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bits(
 ) -> None:
     if len(several) != 2:
         pytest.skip("killed in two processes")
+    ctrl_c = signal.getsignal(signal.SIGINT)
     with pytest.raises(ConnectionError, match="process 1 of 2 ended by SIGKILL, so the run is ov"):
         launch(2, killed, tmp_path, folder / "drawings")
     if (tmp_path / "lost").exists():  # Unless the engine has ended it before it noticed
@@ -209,6 +211,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bits(
     assert read_header(tmp_path / "models" / "kept_0.safetensors")["n_epochs"] == 1
     assert not list((tmp_path / "models").rglob("*.part"))
     launch(2, resumed, tmp_path, folder / "drawings")
+    assert signal.getsignal(signal.SIGINT) is ctrl_c  # The engine had taken it
     for rank in range(2):
         found = json.loads((tmp_path / f"resumed-{rank}").read_text(encoding="utf-8"))
         assert found == several[rank]["long fit"]
