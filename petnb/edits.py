@@ -22,8 +22,8 @@ from .sources import DELETE, below, check_edits, safe_cell
 
 # %% auto #0
 __all__ = ['RELABEL', 'KEEP', 'Change', 'TRASH', 'MANIFEST', 'Decision', 'as_line', 'from_line', 'decision', 'read_journal',
-           'append_line', 'Edits', 'write_table', 'journal_of', 'names_below', 'edits_of', 'trouble', 'new_place',
-           'plan_moves', 'move', 'apply_moves', 'undo_moves']
+           'append_line', 'Edits', 'write_table', 'journal_of', 'names_below', 'below_in_full', 'edits_of', 'trouble',
+           'new_place', 'plan_moves', 'move', 'apply_moves', 'undo_moves']
 
 # %% ../nbs/07e_edits.ipynb #895f5213
 RELABEL, KEEP = "relabel", "keep"  # Beside DELETE, what may be decided
@@ -192,7 +192,7 @@ class Edits:
     def apply(self, data: ImageData, new_classes: bool = False) -> ImageData:
         "The same data with the decisions carried out, whatever its folder is; see `relabel`."
         table = self.table()
-        table["path"] = [str(self.root / path) for path in self.decisions]
+        table["path"] = [os.path.abspath(self.root / path) for path in self.decisions]
         return data.relabel(table, new_classes)
 
     def to_csv(self, path: str | Path = "edits.csv", spreadsheet: bool = False) -> Path:
@@ -236,9 +236,20 @@ def names_below(
     "The paths relative to `root`, written with /."
     folder = f"{root}{os.sep}"
     return [
-        path[len(folder) :].replace(os.sep, "/") if path.startswith(folder) else below(path, root)
+        path[len(folder) :].replace(os.sep, "/")
+        if path.startswith(folder)
+        else below_in_full(path, root)
         for path in paths
     ]
+
+
+def below_in_full(
+    path: str,  # Of an image
+    root: str | Path,  # A folder, which may be named otherwise: from here, or from the top
+) -> str:  # As it is if it lies elsewhere
+    "The path relative to `root`, even if only one of the two begins at the top."
+    found = below(os.path.abspath(path), os.path.abspath(root))
+    return path if os.path.isabs(found) else found
 
 
 def edits_of(
