@@ -762,8 +762,8 @@ class Learner:
         return extractor
 
     def asked_precision(self, what: Literal["features", "training"]) -> speed.Precision:
-        "What a checkpoint prescribes for it, or else what the user asked for."
-        return self.fixed.get(what, self.precision)
+        "What a checkpoint or a run prescribes for it, or else what the user asked for."
+        return self.fixed.get(what) or self.prescribed.get(what, self.precision)
 
     @property
     def chosen_precision(self) -> speed.Precision:
