@@ -202,6 +202,8 @@ def add_train(
     add("--checkpoint-every", type=int, default=100, metavar="STEPS",
         help="steps between checkpoints; 0: none, and no --resume (default: 100)")  # fmt: skip
     add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
+    add("--precision", default="auto", choices=["auto", "float32", "bfloat16"],
+        help="of the arithmetic (default: what is quicker; float32 in processes)")  # fmt: skip
     add_data(add)
     add_numbers(add)
 
