@@ -193,7 +193,9 @@ def test_light_changes_as_often_and_as_much_as_asked() -> None:
     assert abs(np.log(contrast).mean()) < 0.01
 
 
-@given(factor=st.floats(1, 20), x=st.floats(-1, 1), y=st.floats(-1, 1), crop=st.floats(1, 5))
+@given(
+    factor=st.floats(1, 20), x=st.floats(-1, 1), y=st.floats(-1, 1), crop=st.floats(1, 5)
+)
 def test_zooms_and_crops_stay_inside_the_photograph(
     factor: float, x: float, y: float, crop: float
 ) -> None:

@@ -67,11 +67,8 @@ def test_figures_are_small(notebook: Any) -> None:
 
 
 def test_no_machine_paths(notebook: Any) -> None:
-    found = [
-        (index, match[0])
-        for index, text in texts(notebook)
-        for match in MACHINE_PATH.finditer(text)
-    ]
+    found = [(index, match[0]) for index, text in texts(notebook)
+             for match in MACHINE_PATH.finditer(text)]
     assert found == []
 
 
