@@ -57,16 +57,17 @@ def run() -> Iterator[Run]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHILD.parent.parent)}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, str(CHILD)], env=environment, **pipes) as parent:
-        assert parent.stdin
-        assert parent.stdout
+        orders, answers = parent.stdin, parent.stdout
+        assert orders
+        assert answers
 
         def one(folder: Path, kind: str, kill: list[Any], workers: int = 0) -> int:
             order = {"folder": str(folder), "kind": kind, "kill": kill, "workers": workers}
-            print(json.dumps(order), file=parent.stdin, flush=True)
-            return int(parent.stdout.readline())
+            print(json.dumps(order), file=orders, flush=True)
+            return int(answers.readline())
 
         yield one
-        parent.stdin.close()
+        orders.close()
 
 
 @pytest.fixture(scope="module")
