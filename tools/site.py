@@ -38,6 +38,15 @@ html:not(.quarto-dark) { --bs-link-color: #1b66b8; --bs-link-color-rgb: 27, 102,
 html:not(.quarto-dark) :is(main a, a code, .breadcrumb a, .active, .active span) {
   color: #1b66b8;
 }
+/* Room for code of nearly 100 columns and for tables of many, at a laptop's width */
+#quarto-content {
+  --sd-body-width: 860px; --sd-sidebar-width: 215px; --sd-margin-width: 195px; --sd-gap: 1.5rem;
+}
+main pre, main pre code { font-size: 0.78rem; }
+main table :is(td, th) { font-size: 0.9rem; }
+.reference main pre code { white-space: pre-wrap; }
+.quarto-dark .smalldocs-search input { background: #333; border-color: #666; color: #eee; }
+.quarto-dark .smalldocs-search input::placeholder { color: #bbb; }
 img { max-width: 100%; height: auto; }
 .quarto-dark .cell-output-display img { background: white; padding: 4px; border-radius: 4px; }
 main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
@@ -129,6 +138,8 @@ def finish(page: str, symbols: dict[str, str], root: str) -> str:
     for plain, named in PLACES:
         page = page.replace(plain, named)
     page = SECTION.sub(r'href="\1" data-bs-target="\1" role="button"', page)
+    if root and "<title>petnb." in page:
+        page = page.replace('<body class="', '<body class="reference ')
 
     def link(found: re.Match[str]) -> str:
         owner, _, name = (found["name"] or "").partition(".")
