@@ -739,7 +739,7 @@ def summary_html(
     if len(shown) < len(counts):
         lines.append(f"below, the {len(shown)} smallest of {len(counts)} classes")
     head = "".join(
-        f'<th style="color:{SIDE_COLORS[side]}">{escape(SIDE_WORDS[side])}</th>'
+        f'<th style="border-bottom:3px solid {SIDE_COLORS[side]}">{escape(SIDE_WORDS[side])}</th>'
         for side in map(str, counts)
     )
     rows = "".join(

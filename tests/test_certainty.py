@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -218,6 +220,6 @@ def test_whatever_a_model_says_the_numbers_are_numbers(
         ({"temperature": float("inf")}, "temperature is inf"),
     ],
 )
-def test_senseless_wishes_are_refused(wish: dict[str, float], complaint: str) -> None:
+def test_senseless_wishes_are_refused(wish: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         fit_certainty(fair(60), **wish)
