@@ -1,7 +1,6 @@
 """Temperature and threshold of a model file: chosen carefully, and judged by others."""
 
 from dataclasses import replace
-
 from typing import Any
 
 import numpy as np
