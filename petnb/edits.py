@@ -131,7 +131,7 @@ def new_decision(
         return Decision(RELABEL, was, label)
     return Decision(KEEP if kind == RELABEL else kind, was, was)
 
-# %% ../nbs/07e_edits.ipynb #0f473b9b
+# %% ../nbs/07e_edits.ipynb #9ae8a52c
 def what_changes(
     labels: Mapping[str, str],  # The label that each image has, by its path
     decisions: Mapping[str, Decision],  # Those taken so far, by path
@@ -148,7 +148,7 @@ def what_changes(
             change[path] = decisions.get(path), new
     return change
 
-# %% ../nbs/07e_edits.ipynb #aea62d51
+# %% ../nbs/07e_edits.ipynb #4da80137
 def carry_out(
     decisions: dict[str, Decision],  # Changed in place
     change: Change,  # What one click does
@@ -159,7 +159,7 @@ def carry_out(
         if after is not None:
             decisions[path] = after
 
-# %% ../nbs/07e_edits.ipynb #c8e77e67
+# %% ../nbs/07e_edits.ipynb #38211b9c
 def next_change(
     step: Change | str,  # A change, "undo" or "redo": a line of the journal
     done: list[Change],  # The pile to undo from, the last change on top
@@ -174,7 +174,7 @@ def next_change(
     undone.clear()
     return step
 
-# %% ../nbs/07e_edits.ipynb #1336219e
+# %% ../nbs/07e_edits.ipynb #ac63231f
 def open_journal(
     path: Path | None,  # The journal; None: there is none
 ) -> tuple[list[Change | str], int]:  # Its steps, and its length in bytes
@@ -184,7 +184,7 @@ def open_journal(
         os.truncate(path, size)
     return steps, size
 
-# %% ../nbs/07e_edits.ipynb #b52b3eee
+# %% ../nbs/07e_edits.ipynb #b6419d7f
 def decision_table(
     decisions: Mapping[str, Decision],  # By path
 ) -> pd.DataFrame:  # path, label (or `delete`), was, decision
@@ -195,7 +195,7 @@ def decision_table(
     ]
     return pd.DataFrame(rows, columns=["path", "label", "was", "decision"], dtype=object)
 
-# %% ../nbs/07e_edits.ipynb #4c13443a
+# %% ../nbs/07e_edits.ipynb #5457467c
 class Edits:
     "Decisions on images, by path, with undo and redo; each is on disk before it counts."
 
