@@ -219,6 +219,7 @@ refresh();
 # %% ../nbs/08b_report.ipynb #d466a2cb
 STYLE = """
 :root {color-scheme: light dark; --edge: #8884; --right: #3b6ea5; --wrong: #b45a12}
+html {background: Canvas}
 body {font: 14px/1.4 system-ui, sans-serif; margin: 16px}
 h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 #controls, #pages {display: flex; flex-wrap: wrap; gap: 6px 14px; margin-bottom: 10px}

@@ -105,6 +105,18 @@ def test_unknown_ways_to_draw_a_matrix_are_refused(options: dict[str, object], t
         synthetic(20, 10).plot_confusion_matrix(**options)
 
 
+def test_a_title_says_the_four_things_in_the_articles_order(tmp_path: Path) -> None:
+    """Prediction, actual class, loss, and the probability of the actual class, not of the other."""
+    path = tmp_path / "one.png"
+    plt.imsave(path, np.zeros((8, 8, 3)))
+    items = pd.DataFrame({"path": [str(path)], "label": "pug", "split": "valid"})
+    logits = torch.tensor([[0.9, 0.1]]).log()
+    interp = from_logits(logits, torch.tensor([1]), items, ["boxer", "pug"])
+    title = interp.plot_top_losses(1).flat[0].get_title()
+    assert title == "× boxer\npug\n2.30 / 0.10"
+    plt.close("all")
+
+
 # -- Missing classes, hostile names --------------------------------------------------------------
 
 
