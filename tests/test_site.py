@@ -121,12 +121,8 @@ def test_the_front_door_and_the_side_list_each_chapter_by_its_title(
 
 
 def test_each_picture_says_what_it_shows(pages: dict[Path, Page]) -> None:
-    # `#| fig-alt:`, as plain YAML, is what a figure of a cell says; the tutorials' still lack it
-    unnamed = {
-        path.name: len(page.unnamed)
-        for path, page in pages.items()
-        if page.unnamed and path.parent.name != "tutorials"
-    }
+    # `#| fig-alt:`, as plain YAML, is what a figure of a cell says
+    unnamed = {path.name: len(page.unnamed) for path, page in pages.items() if page.unnamed}
     assert not unnamed
 
 
