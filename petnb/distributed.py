@@ -105,7 +105,7 @@ class Processes:
 
     def check(self, batches: EpochBatches) -> None:
         "Raises `ValueError` if a batch has too few images to give each process one."
-        fewest = batches.n_images // max(len(batches), 1)
+        fewest = batches.n_places // max(len(batches), 1)
         if fewest < self.n > 1:
             raise ValueError(
                 f"a batch of {fewest} images is too small for {self.n} processes: "
@@ -360,7 +360,8 @@ def digest_of_data(
     data: ImageData,  # As one process sees it
 ) -> int:  # 60 bits
     "A number that tells images and settings from others, wherever their folder is."
-    all_of_it = (digest_of_items(data), data.vocab, data.size, data.batch_size, data.seed)
+    settings = (data.vocab, data.size, data.batch_size, data.seed, data.balance)
+    all_of_it = (digest_of_items(data), *settings)
     return int(hashlib.sha256(repr(all_of_it).encode()).hexdigest()[:15], 16)
 
 # %% ../nbs/03d_many_machines.ipynb #a78230a5
@@ -374,7 +375,7 @@ def compare(
     if others:
         raise ValueError(
             f"processes {others} have other images, classes or settings than process 0: "
-            "give all of them the same folder, seed, size and batch size"
+            "give all of them the same folder, seed, size, batch size and balance"
         )
 
 # %% ../nbs/03d_many_machines.ipynb #8576a4c0

@@ -19,6 +19,8 @@ import timm
 
 from . import __version__
 from .again import note, prescribe, unequal_tensors, what_differs
+from .calibration import rescaled
+from .certainty import Certainty, check_wish, fit_certainty
 from .data import PETS_PATTERN, ImageData, image_files
 from .distributed import Processes, join_processes, launch
 from .inference import tta
@@ -34,12 +36,13 @@ from .safe_files import replace_file
 
 # %% auto #0
 __all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'settings_of', 'run_name', 'new_run_folder',
-           'draw_figures', 'result_of', 'write_run', 'start', 'journey', 'compare_with', 'train_here',
-           'require_backbone', 'tell', 'only_first', 'one_of_several', 'train_somewhere', 'is_finished', 'train']
+           'draw_figures', 'result_of', 'told_of', 'as_in_file', 'write_run', 'start', 'journey', 'compare_with',
+           'train_here', 'require_backbone', 'tell', 'only_first', 'one_of_several', 'train_somewhere', 'is_finished',
+           'train']
 
 # %% ../nbs/09e_runs.ipynb #065dfc44
 GIVEN = ("size", "batch_size", "seed", "workers", "augment", "on_bad", "valid_pct", "test_pct",
-         "min_images", "classes")  # fmt: skip
+         "min_images", "classes", "groups", "balance")  # fmt: skip
 
 
 def data_options(
@@ -156,15 +159,42 @@ def result_of(
     return result
 
 # %% ../nbs/09e_runs.ipynb #82c826aa
+def told_of(
+    certainty: Certainty,  # From `fit_certainty`
+) -> dict[str, Any]:  # JSON-able; without the judged numbers where nothing was fitted
+    "Temperature, threshold and what they are worth, as entries of a run's result."
+    numbers = {"temperature": certainty.temperature, "threshold": certainty.threshold}
+    table = certainty.judged
+    judged = {} if table is None else {
+        "calibration_error": table["calibration error"].tolist(),  # As trained, and in the file
+        "answered": float(table["answered"].iloc[1]),
+        "answered_accuracy": float(table["right"].iloc[1]),
+    }  # fmt: skip
+    return {**numbers, "calibration": certainty.told, **judged}
+
+
+def as_in_file(
+    interp: Interpretation,  # Of the images held out, as trained
+    certainty: Certainty,  # Fitted to them
+) -> Interpretation:  # The same, if the temperature is 1
+    "What the model file says of the same images."
+    plain = certainty.temperature == 1
+    return interp if plain else rescaled(interp, certainty.temperature)
+
+# %% ../nbs/09e_runs.ipynb #ff4a3808
 def write_run(
     learn: Learner,  # After training
     interp: Interpretation,  # Of the images held out
-    result: Mapping[str, Any],  # From `result_of`
+    certainty: Certainty,  # Fitted to them
+    result: Mapping[str, Any],  # From `result_of` and `told_of`
     folder: Path,  # The run folder
 ) -> None:
     "Model with its page, history, what it said of each image, and the result."
-    write_model_card(learn, interp, folder)
-    interp.save(folder / KEPT)
+    temperature, threshold, told = certainty.temperature, certainty.threshold, certainty.told
+    write_model_card(
+        learn, interp, folder, temperature=temperature, threshold=threshold, calibration=told
+    )
+    as_in_file(interp, certainty).save(folder / KEPT)
     learn.recorder.history.to_csv(folder / "history.csv", index=False)
     replace_file(folder / "result.json", json.dumps(result, indent=2).encode())
 
@@ -176,6 +206,7 @@ def start(
     "Read the images, make the model and the folder, and note the settings."
     changes = {field.name: getattr(arguments, field.name) for field in fields(Recipe)}
     recipe = find_recipe(arguments.recipe, **changes)
+    check_wish(arguments.sure, arguments.temperature)
     require_backbone(arguments.backbone)
     data = processes.in_turn(lambda: read_data(arguments))
     print(data)
@@ -236,11 +267,12 @@ def train_here(
         "resume": bool(arguments.resume),
     }
     head, interp, found = journey(learn, recipe, **options)
-    result = result_of(learn, head, interp, recipe.tta)
+    certainty = fit_certainty(interp, arguments.sure, arguments.temperature)
+    result = result_of(learn, head, interp, recipe.tta) | told_of(certainty)
 
     def leave() -> None:
-        write_run(learn, interp, result, folder)
-        draw_figures(learn, interp, found, folder / "figures")
+        write_run(learn, interp, certainty, result, folder)
+        draw_figures(learn, as_in_file(interp, certainty), found, folder / "figures")
         note(learn, folder)  # Once more, with the precisions that were decided
         forget_all(folder)  # Its checkpoints, now that all else is there
 
@@ -272,7 +304,7 @@ def tell(
     print("\nMost confused (actual, predicted, times):")
     for actual, predicted, times in interp.most_confused()[:10]:
         print(f"  {actual:28} {predicted:28} {times}")
-    print(f"\nHead alone: {head}\nAt the end: {interp}")
+    print(f"\nHead alone: {head}\nAt the end: {interp}\n{result['calibration']}")
     if "tta_accuracy" in result:
         print(f"With several views of each image: accuracy {result['tta_accuracy']:.1%}")
     print(f"Run folder: {folder}\nNow: petnb predict {folder} NEW_PHOTOGRAPHS")

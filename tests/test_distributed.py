@@ -26,7 +26,7 @@ from petnb.transforms import EpochBatches
 HERE = Path(__file__).resolve().parent
 Found = list[dict[str, Any]]
 LONG = pytest.mark.skipif("PETNB_LONG" not in os.environ, reason="PETNB_LONG is not set")
-FITS = ["fresh views", "kept features", "late body", "batch norm"]
+FITS = ["fresh views", "kept features", "late body", "balanced", "balanced, kept", "batch norm"]
 
 
 def started(n_processes: int, folder: Path, drawings: Path) -> Found:
@@ -62,7 +62,7 @@ def several(request: pytest.FixtureRequest, folder: Path, alone: dict[str, Any])
 # -- The same steps ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fit", FITS[:3])
+@pytest.mark.parametrize("fit", FITS[:-1])
 def test_losses_are_those_of_one_process(fit: str, alone: dict[str, Any], several: Found) -> None:
     one, other = alone[fit], several[0][fit]
     assert other["images"] == one["images"]
@@ -107,6 +107,13 @@ def test_each_image_is_decoded_once_an_epoch(alone: dict[str, Any], several: Fou
         expected = [tuple(key) for key in alone["fresh views"][what]]
         assert Counter(asked) == Counter(expected)
         assert all(found["fresh views"][what] for found in several)
+
+
+def test_balanced_epochs_are_shared_out_as_well(alone: dict[str, Any], several: Found) -> None:
+    asked = [tuple(key) for found in several for key in found["balanced"]["asked"]]
+    assert Counter(asked) == Counter(tuple(key) for key in alone["balanced"]["asked"])
+    assert max(Counter(asked).values()) == 1  # An image may come twice, but in another view
+    assert len({image for _, image in asked}) < len(asked) / 2
 
 
 def test_kept_features_are_computed_and_held_in_parts(

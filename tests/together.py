@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,18 @@ def main(out: Path, drawings: Path) -> None:
     learn.freeze_to(1)
     learn.fit_one_cycle(1, 1e-4, accumulate=20, clip=1.0)
     found["late body"] = told(learn)
+
+    uneven = processes.in_turn(lambda: ImageData.drawn_pets(batch_size=11, **options))
+    number = uneven.items.groupby(["split", "label"]).cumcount()
+    kept = (number < 2) | uneven.items["label"].isin(uneven.vocab[:4])  # 4 or 2 to learn from
+    uneven = replace(uneven, items=uneven.items[kept].reset_index(drop=True), balance=True)
+    learn = vision_learner(uneven, **quiet)
+    asked_balanced = watched(uneven.train)
+    learn.fit_one_cycle(2)
+    found["balanced"] = told(learn) | {"asked": list(asked_balanced)}
+    learn = vision_learner(uneven, **quiet)
+    learn.fit_one_cycle(3, views=1)
+    found["balanced, kept"] = told(learn)
 
     learn = vision_learner(data, head="fastai", **quiet)
     learn.fit_one_cycle(1)
