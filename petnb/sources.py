@@ -693,7 +693,7 @@ def check_sides(
     if empty:
         raise ValueError(
             f"{len(items)} images of {len(vocab)} classes, and none is {' or '.join(empty)}: at "
-            "least one class needs 2 images that do not belong together, one for each side"
+            "least one class needs 2 images that do not belong together, as copies of one file do"
         )
     held_out = counts["valid"] + counts["test"]
     if (counts["train"] == 0).any():
