@@ -206,6 +206,13 @@ def add_train(
     add("--checkpoint-every", type=int, default=100, metavar="STEPS",
         help="steps between checkpoints; 0: none, and no --resume (default: 100)")  # fmt: skip
     add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
+    add("--precision", default="auto", choices=["auto", "float32", "bfloat16"],
+        help="of the arithmetic (default: what is quicker; float32 in processes)")  # fmt: skip
+    add("--sure", type=float, default=0.95, metavar="SHARE", help="answer only from the "
+        "probability on where this share of the held-out answers is right, else \"not sure\"; "
+        "0: always answer (default: 0.95)")  # fmt: skip
+    add("--temperature", type=float, help="divide the scores by this; 1: probabilities as they "
+        "were trained (default: fitted to the held-out images, if there are 50)")  # fmt: skip
     add_data(add)
     add_numbers(add)
 
@@ -311,14 +318,15 @@ def predict(
     arguments: argparse.Namespace,  # Of `petnb predict`
 ) -> dict[str, Any]:  # A list of answers
     "A line an image: path, class, probability, separated by tabs; then what was not read."
-    from petnb.inference import write_answers
+    from petnb.inference import NOT_SURE, write_answers
 
     model = model_of(arguments.model)
     views = views_of_run(model) if arguments.tta is None else arguments.tta
     table = answers(model, arguments.images, arguments.top, views)
     good, bad = table[table["error"] == ""], table[table["error"] != ""]
     for row in good.itertuples():
-        print(f"{row.path}\t{row.answer}\t{row.probability:.3f}")
+        guess = f"\tperhaps {row.label}" if row.answer == NOT_SURE else ""
+        print(f"{row.path}\t{row.answer}\t{row.probability:.3f}{guess}")
     if arguments.csv:
         write_answers(table, arguments.csv)
     for row in bad.itertuples():
@@ -332,8 +340,9 @@ def add_predict(
     "The options of `petnb predict`."
     add = add_command(
         commands, "predict", predict, "name what is in photographs",
-        "Print a line an image: path, class and probability, separated by tabs. Files that\n"
-        "cannot be read are named on standard error; then the exit code is 1.",
+        "Print a line an image: path, class and probability, separated by tabs. An answer less\n"
+        "probable than the model's threshold is \"not sure\", with the guess behind it. Files\n"
+        "that cannot be read are named on standard error; then the exit code is 1.",
         ["petnb predict run new-photographs",
          "petnb predict run cat.jpg dog.jpg --csv answers.csv --top 3",
          "petnb predict run new-photographs --json | jq .answers"],

@@ -59,12 +59,14 @@ def export(
     temperature: float = 1.0,  # Divides the scores; 1: probabilities as they were trained
     threshold: Threshold = 0.0,  # Less probable answers are "not sure"; 0: there are none
     card: str = "",  # A model card in Markdown (chapter 09b)
+    calibration: str = "",  # Where temperature and threshold come from, in words (chapter 07f)
 ) -> Path:  # The same
     "Write one file from which `Predictor.load` can predict; no pickle, nothing that could run."
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}; it divides scores, and must be over 0")
     thresholds = thresholds_of(threshold, learn.data.vocab)
-    more = {"temperature": float(temperature), "thresholds": thresholds, "card": card}
+    told = {"card": card, "calibration": calibration}
+    more = {"temperature": float(temperature), "thresholds": thresholds, **told}
     return write_model(learn, Path(path), **more)
 
 # %% ../nbs/09_inference.ipynb #ad34b775
@@ -228,6 +230,7 @@ class Predictor:
         self.vocab: list[str] = self.header["vocab"]
         self.thresholds: dict[str, float] = self.header.get("thresholds", {})
         self.card: str = self.header.get("card", "")
+        self.calibration: str = self.header.get("calibration", "")
         size: int = self.header["size"]
         self.transform = valid_transform(size, self.header["crop_pct"])
         self.augment = train_transform(size)

@@ -170,13 +170,17 @@ def about_confusions(
 def about_calibration(
     interp: Interpretation,  # Of images held out
     temperature: float = 1.0,  # That the file divides by
+    calibration: str = "",  # Where it comes from, in words (chapter 07f)
 ) -> str:  # Markdown
     "Expected calibration error, with and without the temperature."
     plain = calibration_error(interp.probs, interp.targets)
-    told = f"Expected calibration error ({N_BINS} bins): {plain:.3f}."
+    told = f"Expected calibration error as trained ({N_BINS} bins): {plain:.3f}."
+    if calibration:
+        return f"{told} {as_text(calibration)}"
     if temperature != 1.0:
         mild = calibration_error(rescaled(interp, temperature).probs, interp.targets)
-        told += f" The file divides scores by {temperature:.3g}, after which it is {mild:.3f}."
+        told += f" The file divides scores by {temperature:.3g}, after which it is {mild:.3f}"
+        told += " (if it was fitted on these images, a little less than on new ones)."
     return told
 
 # %% ../nbs/09b_model_card.ipynb #2add2651
@@ -305,6 +309,7 @@ def model_card(
     threshold: Threshold = 0.0,  # Under which it is not sure
     license: str | None = None,  # An identifier of the Hub; None: that of the backbone
     folder: Path | None = None,  # The run folder, if there is one
+    calibration: str = "",  # Where temperature and threshold come from (chapter 07f)
 ) -> str:  # Markdown, with the Hub's block above
     "The whole page."
     backbone, never = backbone_of(learn), threshold == 0.0
@@ -317,7 +322,7 @@ def model_card(
         quality=about_quality(interp),
         classes=about_classes(interp),
         confusions=about_confusions(interp) + picture_of(folder, "confusion_matrix"),
-        calibration=about_calibration(interp, temperature),
+        calibration=about_calibration(interp, temperature, calibration),
         data=about_data(learn),
         recipe=about_recipe(learn),
         history=about_history(learn),
@@ -335,11 +340,13 @@ def write_model_card(
     temperature: float = 1.0,  # Divides scores; goes into the model file
     threshold: Threshold = 0.0,  # Less probable answers are "not sure"; goes into the model file
     license: str | None = None,  # An identifier of the Hub; None: that of the backbone
+    calibration: str = "",  # Where temperature and threshold come from; goes into the model file
 ) -> Path:  # README.md
     "Write model.safetensors, with the page in its header, config.json and README.md."
     place = Path(folder)
-    card = model_card(learn, interp, name, temperature, threshold, license, place)
-    model = export(learn, place / "model.safetensors", temperature, threshold, card)
+    card = model_card(learn, interp, name, temperature, threshold, license, place, calibration)
+    model = place / "model.safetensors"
+    export(learn, model, temperature, threshold, card, calibration)
     header = read_header(model)
     told = {key: value for key, value in header.items() if key not in ("history", "card")}
     config = {"library_name": "petnb", "num_classes": len(learn.data.vocab), **told}

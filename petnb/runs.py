@@ -19,6 +19,8 @@ import timm
 
 from . import __version__
 from .again import note, prescribe, unequal_tensors, what_differs
+from .calibration import rescaled
+from .certainty import Certainty, check_wish, fit_certainty
 from .data import PETS_PATTERN, ImageData, image_files
 from .distributed import Processes, join_processes, launch
 from .inference import tta
@@ -29,12 +31,14 @@ from .lr_finder import FinderResult
 from .model_card import write_model_card
 from .recipes import Recipe, find_recipe, train_everything, train_head
 from .report import KEPT
+from .resume import forget_all
 from .safe_files import replace_file
 
 # %% auto #0
 __all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'settings_of', 'run_name', 'new_run_folder',
-           'draw_figures', 'result_of', 'write_run', 'start', 'journey', 'compare_with', 'train_here',
-           'require_backbone', 'tell', 'only_first', 'one_of_several', 'train']
+           'draw_figures', 'result_of', 'told_of', 'as_in_file', 'write_run', 'start', 'journey', 'compare_with',
+           'train_here', 'require_backbone', 'tell', 'only_first', 'one_of_several', 'train_somewhere', 'is_finished',
+           'train']
 
 # %% ../nbs/09e_runs.ipynb #065dfc44
 GIVEN = ("size", "batch_size", "seed", "workers", "augment", "on_bad", "valid_pct", "test_pct",
@@ -155,15 +159,42 @@ def result_of(
     return result
 
 # %% ../nbs/09e_runs.ipynb #82c826aa
+def told_of(
+    certainty: Certainty,  # From `fit_certainty`
+) -> dict[str, Any]:  # JSON-able; without the judged numbers where nothing was fitted
+    "Temperature, threshold and what they are worth, as entries of a run's result."
+    numbers = {"temperature": certainty.temperature, "threshold": certainty.threshold}
+    table = certainty.judged
+    judged = {} if table is None else {
+        "calibration_error": table["calibration error"].tolist(),  # As trained, and in the file
+        "answered": float(table["answered"].iloc[1]),
+        "answered_accuracy": float(table["right"].iloc[1]),
+    }  # fmt: skip
+    return {**numbers, "calibration": certainty.told, **judged}
+
+
+def as_in_file(
+    interp: Interpretation,  # Of the images held out, as trained
+    certainty: Certainty,  # Fitted to them
+) -> Interpretation:  # The same, if the temperature is 1
+    "What the model file says of the same images."
+    plain = certainty.temperature == 1
+    return interp if plain else rescaled(interp, certainty.temperature)
+
+# %% ../nbs/09e_runs.ipynb #ff4a3808
 def write_run(
     learn: Learner,  # After training
     interp: Interpretation,  # Of the images held out
-    result: Mapping[str, Any],  # From `result_of`
+    certainty: Certainty,  # Fitted to them
+    result: Mapping[str, Any],  # From `result_of` and `told_of`
     folder: Path,  # The run folder
 ) -> None:
     "Model with its page, history, what it said of each image, and the result."
-    write_model_card(learn, interp, folder)
-    interp.save(folder / KEPT)
+    temperature, threshold, told = certainty.temperature, certainty.threshold, certainty.told
+    write_model_card(
+        learn, interp, folder, temperature=temperature, threshold=threshold, calibration=told
+    )
+    as_in_file(interp, certainty).save(folder / KEPT)
     learn.recorder.history.to_csv(folder / "history.csv", index=False)
     replace_file(folder / "result.json", json.dumps(result, indent=2).encode())
 
@@ -175,10 +206,12 @@ def start(
     "Read the images, make the model and the folder, and note the settings."
     changes = {field.name: getattr(arguments, field.name) for field in fields(Recipe)}
     recipe = find_recipe(arguments.recipe, **changes)
+    check_wish(arguments.sure, arguments.temperature)
     require_backbone(arguments.backbone)
     data = processes.in_turn(lambda: read_data(arguments))
     print(data)
-    learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
+    options = {"head": arguments.head, "seed": arguments.seed, "precision": arguments.precision}
+    learn = vision_learner(data, arguments.backbone, **options)
     if earlier := arguments.resume or arguments.repeat:
         for difference in what_differs(earlier, learn):
             print(f"not as in {earlier}: {difference}")
@@ -226,7 +259,7 @@ def compare_with(
 def train_here(
     arguments: Namespace,  # Of `petnb train`
     processes: Processes,  # That train together, or one alone
-) -> dict[str, Any]:  # What came of it
+) -> Path:  # The run folder
     "The whole journey in this process; leaves a run folder."
     learn, recipe, folder = start(arguments, processes)
     options = {
@@ -234,18 +267,18 @@ def train_here(
         "resume": bool(arguments.resume),
     }
     head, interp, found = journey(learn, recipe, **options)
-    result = result_of(learn, head, interp, recipe.tta)
+    certainty = fit_certainty(interp, arguments.sure, arguments.temperature)
+    result = result_of(learn, head, interp, recipe.tta) | told_of(certainty)
 
     def leave() -> None:
-        write_run(learn, interp, result, folder)
-        draw_figures(learn, interp, found, folder / "figures")
+        write_run(learn, interp, certainty, result, folder)
+        draw_figures(learn, as_in_file(interp, certainty), found, folder / "figures")
         note(learn, folder)  # Once more, with the precisions that were decided
+        forget_all(folder)  # Its checkpoints, now that all else is there
 
     processes.once(leave)
     tell(interp, head, result, folder)
-    if arguments.repeat:
-        result["unequal_tensors"] = compare_with(arguments.repeat, folder)
-    return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}
+    return folder
 
 # %% ../nbs/09e_runs.ipynb #4e018e3d
 from difflib import get_close_matches
@@ -271,7 +304,7 @@ def tell(
     print("\nMost confused (actual, predicted, times):")
     for actual, predicted, times in interp.most_confused()[:10]:
         print(f"  {actual:28} {predicted:28} {times}")
-    print(f"\nHead alone: {head}\nAt the end: {interp}")
+    print(f"\nHead alone: {head}\nAt the end: {interp}\n{result['calibration']}")
     if "tta_accuracy" in result:
         print(f"With several views of each image: accuracy {result['tta_accuracy']:.1%}")
     print(f"Run folder: {folder}\nNow: petnb predict {folder} NEW_PHOTOGRAPHS")
@@ -305,15 +338,38 @@ def one_of_several(
             raise SystemExit(fail(error, as_json=False)) from error
 
 # %% ../nbs/09e_runs.ipynb #3f1a8d03
+def train_somewhere(
+    arguments: Namespace,  # Of `petnb train`
+    processes: Processes,  # That somebody else has started, or this one alone
+) -> Path:  # The run folder
+    "Train in this process, or start as many as were asked for."
+    if not processes.n == 1 < arguments.processes:
+        return train_here(arguments, processes)
+    folder = str(arguments.out or run_name())
+    launch(arguments.processes, one_of_several, Namespace(**vars(arguments) | {"out": folder}))
+    return Path(folder)
+
+# %% ../nbs/09e_runs.ipynb #b059e371
+def is_finished(
+    folder: Path,  # Of a run
+) -> bool:
+    "Whether there is nothing left to do."
+    left = any((folder / "checkpoints").glob("fit-*.safetensors"))
+    return (folder / "result.json").is_file() and not left
+
+
 def train(
     arguments: Namespace,  # Of `petnb train`
 ) -> dict[str, Any]:  # What came of it
     "Train in this process, or in several (chapter 03d); leave a run folder."
     processes = join_processes()
-    if not processes.n == 1 < arguments.processes:
-        with only_first(processes):
-            return train_here(arguments, processes)
-    folder = Path(arguments.out or run_name())
-    launch(arguments.processes, one_of_several, Namespace(**vars(arguments) | {"out": str(folder)}))
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    with only_first(processes):
+        if arguments.resume and is_finished(Path(arguments.resume)):
+            folder = Path(arguments.resume)
+            print(f"{folder} is finished; --repeat {folder} does it once more")
+        else:
+            folder = train_somewhere(arguments, processes)
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if arguments.repeat:
+            result["unequal_tensors"] = compare_with(arguments.repeat, folder)
     return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}

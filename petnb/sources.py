@@ -881,9 +881,8 @@ def _row(label: str, counts: pd.Series[Any], largest: int) -> str:
 # %% ../nbs/00c_sources.ipynb #35190fcf
 def _head(sides: Sequence[str]) -> str:
     "The first line of the table: what each colour means."
-    square = "display:inline-block;width:.7em;height:.7em;margin-right:.3em;background:"
     cells = "".join(
-        f'<th><span style="{square}{SIDE_COLORS[side]}"></span>{escape(SIDE_WORDS[side])}</th>'
+        f'<th style="border-bottom:3px solid {SIDE_COLORS[side]}">{escape(SIDE_WORDS[side])}</th>'
         for side in sides
     )
     return f"<tr><th>class</th><th></th>{cells}</tr>"

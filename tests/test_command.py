@@ -1,5 +1,6 @@
 """The command: from a folder to predictions, when it is used wrongly, and for machines."""
 
+import io
 import json
 import os
 import pty
@@ -12,10 +13,12 @@ import termios
 import tomllib
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -26,8 +29,13 @@ from petnb.cli import AUGMENTATIONS, GRAVE, Parser, WrongUseError, main, make_pa
 from petnb.data import ImageData
 from petnb.doctor import FINDINGS
 from petnb.drawing import draw_pets
+from petnb.inference import Predictor
+from petnb.interpretation import Interpretation
+from petnb.learner import read_model
+from petnb.model_card import as_text
 from petnb.recipes import RECIPES, Recipe
 from petnb.runs import read_data, to_toml
+from petnb.safe_files import write_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 BREEDS = ["Siamese", "corgi", "pug"]
@@ -149,6 +157,76 @@ def test_the_settings_of_a_balanced_run_are_read_again(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(to_toml(kept), encoding="utf-8")
     again = vars(parse(["train", "--config", str(tmp_path)]))
     assert {name: again[name] for name in kept} == kept
+
+
+# -- Sure or not ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with enough images held out for a temperature and a threshold."""
+    run = tmp_path_factory.mktemp("certain") / "run"
+    words = ["--valid-pct", "0.5", "--recipe", "fast", "--epochs", "2", "--sure", "0.8", *SMALL]
+    with redirect_stdout(io.StringIO()) as said:
+        assert main(["train", *words, "--out", str(run)]) == 0
+    (run / "said.txt").write_text(said.getvalue(), encoding="utf-8")
+    return run
+
+
+def test_a_training_chooses_temperature_and_threshold_and_says_how(certain: Path) -> None:
+    result = json.loads((certain / "result.json").read_text(encoding="utf-8"))
+    predictor = Predictor.load(certain)
+    told = predictor.calibration
+    assert result["temperature"] == predictor.header["temperature"] != 1
+    assert {result["threshold"]} == set(predictor.thresholds.values())
+    assert f"fitted on {result['images_held_out']} held-out images" in told
+    assert result["calibration"] == told
+    assert told in (certain / "said.txt").read_text(encoding="utf-8")
+    assert as_text(told) in (certain / "README.md").read_text(encoding="utf-8")
+    assert json.loads((certain / "config.json").read_text("utf-8"))["calibration"] == told
+    assert tomllib.loads((certain / "config.toml").read_text("utf-8"))["sure"] == 0.8
+    before, after = result["calibration_error"]
+    assert f"from {before:.3f} to {after:.3f}" in told
+
+
+def test_what_a_run_keeps_is_what_predict_says(
+    certain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interp = Interpretation.load(certain / "interpretation.npz")
+    code, told, _ = answer(capsys, "predict", certain, *interp.items["path"])
+    assert code == 0
+    said = [row["probability"] for row in told["answers"]]
+    assert np.allclose(said, interp.probs.max(axis=1), atol=1e-5)
+    threshold = json.loads((certain / "result.json").read_text("utf-8"))["threshold"]
+    unsure = [row["answer"] == "not sure" for row in told["answers"]]
+    assert unsure == (interp.probs.max(axis=1) < threshold).tolist()
+
+
+def test_a_guess_stands_behind_not_sure(
+    certain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, header = read_model(certain / "model.safetensors")
+    never = tmp_path / "never.safetensors"
+    write_tensors(never, tensors, header | {"thresholds": dict.fromkeys(header["vocab"], 1.0)})
+    photograph = Interpretation.load(certain / "interpretation.npz").items["path"][0]
+    assert main(["predict", str(never), photograph]) == 0
+    path, said, probability, guess = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert (path, said) == (photograph, "not sure")
+    assert float(probability) < 1
+    assert guess.removeprefix("perhaps ") in header["vocab"]
+
+
+def test_a_training_that_is_told_not_to_chooses_nothing(tmp_path: Path) -> None:
+    words = ["--valid-pct", "0.5", "--recipe", "fast", "--epochs", "1", *SMALL]
+    run = tmp_path / "run"
+    assert main(["train", *words, "--sure", "0", "--temperature", "1", "--out", str(run)]) == 0
+    predictor = Predictor.load(run)
+    assert predictor.header["temperature"] == 1
+    assert set(predictor.thresholds.values()) == {0}
+    assert "given, not fitted. No answer is withheld" in predictor.calibration
+    interp = Interpretation.load(run / "interpretation.npz")
+    history = pd.read_csv(run / "history.csv")
+    assert history["valid_loss"].iloc[-1] == pytest.approx(interp.losses.mean(), abs=1e-5)
 
 
 # -- The other commands --------------------------------------------------------------------------
@@ -300,6 +378,8 @@ def test_settings_survive_odd_folders() -> None:
         (["--data", "photographs", "--backbone", "renset34"], "did you mean resnet34"),
         (["--data", "photographs", "--classes", "Siamese", "corgy"], "corgi"),
         (["--data", "photographs", "--average", "2"], "average is 2.0; it is"),
+        (["--data", "photographs", "--sure", "1"], "share of right answers is 1.0; it is"),
+        (["--data", "photographs", "--temperature", "0"], "temperature is 0.0; it is"),
     ],
 )
 def test_a_slip_in_a_name_is_recognised(

@@ -135,9 +135,11 @@ def test_an_unknown_licence_is_said(learn: Learner, interp: Interpretation) -> N
 
 def test_calibration_with_and_without_temperature(interp: Interpretation) -> None:
     plain = calibration_error(interp.probs, interp.targets)
-    assert about_calibration(interp) == f"Expected calibration error ({N_BINS} bins): {plain:.3f}."
+    told = f"Expected calibration error as trained ({N_BINS} bins): {plain:.3f}."
+    assert about_calibration(interp) == told
     mild = calibration_error(rescaled(interp, 2.5).probs, interp.targets)
     assert f"divides scores by 2.5, after which it is {mild:.3f}" in about_calibration(interp, 2.5)
+    assert about_calibration(interp, 2.5, "From *me*.") == f"{told} From \\*me\\*."
 
 
 def test_tables_keep_their_shape() -> None:

@@ -128,7 +128,7 @@ class Text(HTMLParser):
         self.text.append(data)
 
 
-PLAIN = {"div", "span", "b", "ul", "li", "table", "tr", "th", "td", "style"}
+PLAIN = {"div", "b", "ul", "li", "table", "tr", "th", "td", "style"}
 
 
 @QUICKLY
