@@ -1,6 +1,7 @@
 """Temperature and threshold of a model file: chosen carefully, and judged by others."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,10 @@ def test_what_does_not_help_others_is_left_out() -> None:
 def test_too_few_images_choose_nothing() -> None:
     few = fit_certainty(fair(MIN_IMAGES - 1, boast=3))
     assert (few.temperature, few.threshold, few.judged) == (1, 0, None)
-    assert str(few) == "Nothing was fitted: 49 images are held out, and 50 are needed."
+    assert str(few) == (
+        "No temperature was fitted and no answer is withheld: 49 images are held out, and 50 are "
+        "needed to choose."
+    )
     assert fit_certainty(fair(MIN_IMAGES - 1), temperature=2.0).temperature == 2.0
 
 
@@ -218,6 +222,6 @@ def test_whatever_a_model_says_the_numbers_are_numbers(
         ({"temperature": float("inf")}, "temperature is inf"),
     ],
 )
-def test_senseless_wishes_are_refused(wish: dict[str, float], complaint: str) -> None:
+def test_senseless_wishes_are_refused(wish: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         fit_certainty(fair(60), **wish)
