@@ -219,8 +219,7 @@ refresh();
 # %% ../nbs/08b_report.ipynb #d466a2cb
 STYLE = """
 :root {color-scheme: light dark; --edge: #8884; --right: #3b6ea5; --wrong: #b45a12}
-html {background: Canvas}
-body {font: 14px/1.4 system-ui, sans-serif; margin: 16px}
+body {font: 14px/1.4 system-ui, sans-serif; margin: 16px; background: Canvas; color: CanvasText}
 h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 #controls, #pages {display: flex; flex-wrap: wrap; gap: 6px 14px; margin-bottom: 10px}
 #both {display: flex; gap: 20px; align-items: flex-start}
@@ -253,7 +252,7 @@ PAGE = """<!doctype html>
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{style}</style></head><body>
-<h1>{title}</h1><p>{summary}</p>
+<main><h1>{title}</h1><p>{summary}</p>
 <noscript>This page needs JavaScript, its own and no other.</noscript>
 <div id="controls">
 <label>order <select id="order"></select></label>
@@ -269,7 +268,7 @@ PAGE = """<!doctype html>
 <span id="where"></span></div>
 <div id="both"><div id="grid"></div><div id="side">
 <b>Confusions</b>: label ↓, model →; click to see those images<table id="matrix"></table>
-<ol id="pairs"></ol></div></div>
+<ol id="pairs"></ol></div></div></main>
 <script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """
 
