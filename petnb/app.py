@@ -8,8 +8,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,8 +25,9 @@ from .attention import grad_cam, overlay
 from .inference import ImageLike, Prediction, Predictor, TorchScorer, open_for, views_of
 
 # %% auto #0
-__all__ = ['WHOLE', 'SEEN', 'HEAT', 'SIDE', 'SURE', 'UNSURE', 'seen_by', 'evidence', 'Bar', 'gate', 'as_png', 'TryIt',
-           'still_page', 'write_app']
+__all__ = ['WHOLE', 'SEEN', 'HEAT', 'SIDE', 'SURE', 'UNSURE', 'TEMPLATE', 'POLICY', 'seen_by', 'evidence', 'Bar', 'gate',
+           'as_png', 'TryIt', 'page_layout', 'take_upload', 'clear_page', 'show_answer', 'chosen_picture',
+           'draw_picture', 'change_view', 'still_page', 'write_app', 'write_template', 'serve']
 
 # %% ../nbs/09c_try_it.ipynb #6db73a59
 WHOLE, SEEN, HEAT = "photograph", "what the model sees", "where it looks"
@@ -125,80 +129,26 @@ class TryIt:
         self.prediction: Prediction | None = None
         self.title = widgets.Label(title, style={"font_size": "24px", "font_weight": "bold"})
         self.upload = widgets.FileUpload(accept="image/*", description="choose a photograph")
-        self.upload.layout.width = "220px"
         self.status = widgets.Label("Up to 10 MB. It is not kept.")
         self.answer = widgets.Label(style={"font_size": "20px", "font_weight": "bold"})
         self.bars = [Bar() for _ in range(min(top, len(predictor.vocab)))]
         self.view = widgets.ToggleButtons(options=[WHOLE, SEEN, HEAT], disabled=True)
-        self.view.style.button_width = "auto"
         self.picture = widgets.Image(format="png", layout={"visibility": "hidden"})
-        self.picture.layout.align_self = "flex-start"
-        self.upload.observe(self.uploaded, "value")
-        self.view.observe(self.viewed, "value")
-        self.widget = self.layout()
-
-    def layout(self) -> widgets.VBox:
-        "Title and button above, the picture with its answer below."
-        text = widgets.VBox([self.answer, *(bar.box for bar in self.bars)])
-        text.layout.margin = "0 0 0 24px"
-        both = widgets.HBox([widgets.VBox([self.view, self.picture]), text])
-        both.layout.flex_flow = "row wrap"
-        page = widgets.VBox([self.title, widgets.HBox([self.upload, self.status]), both])
-        page.add_class("petnb-try-it")
-        return page
-
-    def uploaded(self, change: Any) -> None:
-        "A photograph has come; it is shown and forgotten."
-        if not self.upload.value:
-            return
-        (file,) = self.upload.value
-        with gate(self.lock, self.status) as free:
-            if free:
-                self.status.value = "looking ..."
-                self.show(bytes(file["content"]))
-                self.status.value = str(file["name"])
-        self.upload.value = ()
+        self.upload.observe(lambda change: take_upload(self), "value")
+        self.view.observe(lambda change: change_view(self), "value")
+        self.widget = page_layout(self)
 
     def show(self, image: ImageLike) -> None:
         "Answer for an image. Raises `ValueError` if it is none, and then shows none."
-        self.clear()
-        self.image = open_for(self.predictor, image)
-        self.prediction = self.predictor.predict(self.image)
-        self.answer.value = self.prediction.answer
-        for bar, (name, share) in zip(self.bars, self.prediction.top(len(self.bars)), strict=True):
-            bar.show(name, share, self.prediction.sure)
-        self.view.disabled = False
-        self.draw()
+        show_answer(self, image)
 
     def clear(self) -> None:
         "Show no picture and no answer; a wrong one is worse than none."
-        self.image = self.prediction = None
-        self.answer.value, self.view.disabled = "", True
-        self.picture.layout.visibility = "hidden"
-        for bar in self.bars:
-            bar.hide()
-
-    def viewed(self, change: Any) -> None:
-        "Another of the three pictures is wanted."
-        with gate(self.lock, self.status) as free:
-            if free:
-                self.draw()
+        clear_page(self)
 
     def drawn(self) -> Image.Image:
         "The picture that is chosen. Raises `ValueError` if there is none."
-        if self.image is None or self.prediction is None:
-            raise ValueError("there is no photograph yet: upload one, or call show(image)")
-        if self.view.value == SEEN:
-            return seen_by(self.predictor, self.image)
-        if self.view.value == HEAT:
-            return evidence(self.predictor, self.image, self.prediction.label)
-        return self.image
-
-    def draw(self) -> None:
-        "Put the chosen picture on the page."
-        if self.image is not None:
-            self.picture.value = as_png(self.drawn())
-            self.picture.layout.visibility = "visible"
+        return chosen_picture(self)
 
     def still(self) -> Any:
         "The page as a figure, for readers without a kernel."
@@ -208,6 +158,93 @@ class TryIt:
         from IPython.display import display
 
         display(self.widget)  # type: ignore[no-untyped-call]
+
+# %% ../nbs/09c_try_it.ipynb #eee2034b
+def page_layout(
+    page: TryIt,  # Whose widgets
+) -> widgets.VBox:
+    "Title and button above, the picture with its answer below."
+    page.upload.layout.width, page.view.style.button_width = "220px", "auto"
+    page.picture.layout.align_self = "flex-start"
+    text = widgets.VBox([page.answer, *(bar.box for bar in page.bars)])
+    text.layout.margin = "0 0 0 24px"
+    both = widgets.HBox([widgets.VBox([page.view, page.picture]), text])
+    both.layout.flex_flow = "row wrap"
+    whole = widgets.VBox([page.title, widgets.HBox([page.upload, page.status]), both])
+    whole.add_class("petnb-try-it")
+    return whole
+
+# %% ../nbs/09c_try_it.ipynb #3b766ee1
+def take_upload(
+    page: TryIt,  # Whose button was pressed
+) -> None:
+    "A photograph has come; it is shown and forgotten."
+    if not page.upload.value:
+        return
+    (file,) = page.upload.value
+    with gate(page.lock, page.status) as free:
+        if free:
+            page.status.value = "looking ..."
+            page.show(bytes(file["content"]))
+            page.status.value = str(file["name"])
+    page.upload.value = ()
+
+# %% ../nbs/09c_try_it.ipynb #63855336
+def clear_page(
+    page: TryIt,  # Which
+) -> None:
+    "Show no picture and no answer."
+    page.image = page.prediction = None
+    page.answer.value, page.view.disabled = "", True
+    page.picture.layout.visibility = "hidden"
+    for bar in page.bars:
+        bar.hide()
+
+
+def show_answer(
+    page: TryIt,  # Where
+    image: ImageLike,  # Anything that may hold a picture
+) -> None:
+    "Clear the page, ask the model, fill the bars, draw. Raises `ValueError` for what is no image."
+    clear_page(page)
+    page.image = open_for(page.predictor, image)
+    page.prediction = page.predictor.predict(page.image)
+    page.answer.value = page.prediction.answer
+    for bar, (name, share) in zip(page.bars, page.prediction.top(len(page.bars)), strict=True):
+        bar.show(name, share, page.prediction.sure)
+    page.view.disabled = False
+    draw_picture(page)
+
+# %% ../nbs/09c_try_it.ipynb #ee297e9e
+def chosen_picture(
+    page: TryIt,  # After an upload or `show`
+) -> Image.Image:
+    "The picture that is chosen. Raises `ValueError` if there is none."
+    if page.image is None or page.prediction is None:
+        raise ValueError("there is no photograph yet: upload one, or call show(image)")
+    if page.view.value == SEEN:
+        return seen_by(page.predictor, page.image)
+    if page.view.value == HEAT:
+        return evidence(page.predictor, page.image, page.prediction.label)
+    return page.image
+
+
+def draw_picture(
+    page: TryIt,  # Which
+) -> None:
+    "Put the chosen picture on the page, if there is one."
+    if page.image is not None:
+        page.picture.value = as_png(chosen_picture(page))
+        page.picture.layout.visibility = "visible"
+
+
+def change_view(
+    page: TryIt,  # Whose button was pressed
+) -> None:
+    "Another of the three pictures is wanted."
+    with gate(page.lock, page.status) as free:
+        if free:
+            draw_picture(page)
 
 # %% ../nbs/09c_try_it.ipynb #ac137e10
 def still_page(
@@ -257,3 +294,53 @@ def write_app(
     path = Path(folder) / "try_it.ipynb"
     path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     return path
+
+# %% ../nbs/09c_try_it.ipynb #34cd3d74
+TEMPLATE = """{% extends "voila/templates/lab/index.html.j2" %}
+{% block notebook_css %}
+{% for part in super().split("<link ") %}
+{% if loop.first %}{{ part }}
+{% elif "//" in part.split(">")[0] %}{{ part.split(">", 1)[1] }}
+{% else %}<link {{ part }}
+{% endif %}{% endfor %}
+{% endblock %}
+"""
+
+POLICY = (  # Nothing from elsewhere; scripts and styles within the page, since Voila has some
+    "default-src 'self' data: blob:; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
+)
+
+# %% ../nbs/09c_try_it.ipynb #cda1ced1
+def write_template(
+    folder: str | Path,  # One of those where Jupyter looks for data
+) -> Path:  # The template, which Voila knows as `petnb`
+    "Voila's own template without its links to elsewhere."
+    place = Path(folder) / "voila" / "templates" / "petnb"
+    place.mkdir(parents=True)
+    (place / "conf.json").write_text('{"base_template": "lab"}', encoding="utf-8")
+    (place / "index.html.j2").write_text(TEMPLATE, encoding="utf-8")
+    return place / "index.html.j2"
+
+# %% ../nbs/09c_try_it.ipynb #e817d58c
+def serve(
+    folder: str | Path,  # A run folder, or another where a model file is
+    port: int = 8866,  # On this machine; Voila's own default
+    title: str = "What is it?",  # Above the page
+    open_browser: bool = True,  # Show it
+) -> None:
+    "Serve the page to this machine, until Ctrl-C. Nothing is asked of any other."
+    if find_spec("voila") is None:
+        raise ModuleNotFoundError("the page needs voila: pip install 'petnb[app]'")
+    from voila.app import Voila  # type: ignore[import-untyped]
+
+    notebook = write_app(folder, title=title)
+    words = [str(notebook), "--template=petnb", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    with tempfile.TemporaryDirectory() as place:
+        write_template(place)
+        others = os.environ.get("JUPYTER_PATH", "")
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [place, others]))
+        settings = {"headers": {"Content-Security-Policy": POLICY}}
+        Voila.launch_instance(
+            words + ["--no-browser"] * (not open_browser), tornado_settings=settings
+        )

@@ -30,7 +30,7 @@ def runners_up(
     others[np.arange(len(targets)), targets] = -1
     return np.asarray(others.argmax(axis=1))
 
-
+# %% ../nbs/07f_sure_enough.ipynb #983b1af1
 def careful_temperature(
     probs: np.ndarray,  # n x classes; of images that were not learnt from
     targets: np.ndarray,  # n
@@ -81,7 +81,7 @@ def dealt(
     folds[order[np.argsort(targets[order], kind="stable")]] = np.arange(len(targets)) % n_folds
     return folds
 
-
+# %% ../nbs/07f_sure_enough.ipynb #08e69421
 def cross_fitted(
     interp: Interpretation,  # Of images that were not learnt from
     wanted: float = WANTED,  # Share of the answers that should be right
@@ -185,7 +185,10 @@ def fit_certainty(
     n = len(interp.targets)
     if n < MIN_IMAGES:
         kept = 1.0 if temperature is None else temperature
-        told = f"Nothing was fitted: {n} images are held out, and {MIN_IMAGES} are needed."
+        told = (
+            f"No temperature was fitted and no answer is withheld: {n} images are held out, and "
+            f"{MIN_IMAGES} are needed to choose."
+        )
         return Certainty(kept, 0.0, told)
     judged, thresholds = cross_fitted(interp, wanted, temperature, seed)
     chosen = temperature or careful_temperature(interp.probs, interp.targets)

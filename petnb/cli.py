@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'GRAVE', 'HINTS', 'nearest', 'Parser', 'WrongUseError', 'words_of', 'read_config', 'with_config',
            'add_command', 'add_data', 'train', 'add_train', 'add_numbers', 'lr_find', 'add_lr_find', 'model_of',
-           'views_of_run', 'answers', 'predict', 'add_predict', 'write_page', 'add_report', 'check', 'add_check',
-           'export', 'add_export', 'make_parser', 'parse', 'jsonable', 'hint_of', 'near_path', 'fail', 'streams', 'run',
-           'main']
+           'views_of_run', 'answers', 'predict', 'add_predict', 'try_it', 'add_try', 'write_page', 'add_report',
+           'check', 'add_check', 'export', 'add_export', 'make_parser', 'parse', 'jsonable', 'hint_of', 'near_path',
+           'fail', 'streams', 'run', 'main']
 
 # %% ../nbs/10_cli.ipynb #f4cb71cd
 def nearest(
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
             return nearest(unknown[1], list(self._option_string_actions))
         return f"`{self.prog} --help` explains and shows examples"
 
-
+# %% ../nbs/10_cli.ipynb #d90506be
 class WrongUseError(Exception):
     "What was typed makes no sense; `hint` says what might."
 
@@ -102,7 +102,7 @@ def read_config(
     settings.pop("version", None)
     return words_of(settings)
 
-
+# %% ../nbs/10_cli.ipynb #14a61422
 def with_config(
     words: Sequence[str],  # As typed
 ) -> list[str]:  # With the file's settings before them
@@ -182,7 +182,7 @@ def train(
 
     return follow_recipe(arguments)
 
-
+# %% ../nbs/10_cli.ipynb #602ce428
 def add_train(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -252,7 +252,7 @@ def lr_find(
     others = {"suggestions": found.suggestions, "reason": found.reason, "figure": arguments.out}
     return {"lr": found.lr, "range": found.lr_range, **others}
 
-
+# %% ../nbs/10_cli.ipynb #c8125574
 def add_lr_find(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -279,7 +279,7 @@ def model_of(
         raise FileNotFoundError(f"there is no model {file}")
     return file
 
-
+# %% ../nbs/10_cli.ipynb #d11ab350
 def views_of_run(
     model: Path,  # In its run folder, or somewhere else
 ) -> int:  # 0 if nothing is known
@@ -333,7 +333,7 @@ def predict(
         print(f"petnb: not read: {row.path}: {row.error}", file=sys.stderr)
     return {"answers": table.to_dict("records"), "not_read": len(bad), "failed": bool(len(bad))}
 
-
+# %% ../nbs/10_cli.ipynb #8abf8ebe
 def add_predict(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -353,6 +353,35 @@ def add_predict(
     add("--top", type=int, default=1, help="classes in the table and in JSON (default: 1)")
     add("--tta", type=int, help="augmented views beside the plain one (default: as the run's)")
 
+# %% ../nbs/10_cli.ipynb #e4a31245
+def try_it(
+    arguments: argparse.Namespace,  # Of `petnb try`
+) -> dict[str, Any]:  # Where it was
+    "Serve the page until Ctrl-C."
+    from petnb.app import serve
+
+    place = model_of(arguments.run_folder).parent
+    print(f"http://localhost:{arguments.port} shows it on this machine alone; Ctrl-C ends it")
+    serve(place, arguments.port, arguments.title, not arguments.no_browser)
+    return {"run": str(place), "port": arguments.port}
+
+
+def add_try(
+    commands: Any,  # argparse's collection of commands
+) -> None:
+    "The options of `petnb try`."
+    add = add_command(
+        commands, "try", try_it, "a page on which others can try the model",
+        "Serve a page: choose a photograph, see the likeliest classes and where the model\n"
+        "looked. It is for this machine alone, and asks nothing of any other. Needs Voila:\n"
+        "pip install 'petnb[app]'.",
+        ["petnb try run", "petnb try run --port 9000 --no-browser"],
+    )  # fmt: skip
+    add("run_folder", metavar="RUN", help="a run folder")
+    add("--port", type=int, default=8866, help="of this machine (default: 8866)")
+    add("--title", default="What is it?", help="above the page")
+    add("--no-browser", action="store_true", help="do not open it")
+
 # %% ../nbs/10_cli.ipynb #fc1c36e6
 def write_page(
     arguments: argparse.Namespace,  # Of `petnb report`
@@ -365,7 +394,7 @@ def write_page(
     print(f"Report: {path}")
     return {"report": str(path)}
 
-
+# %% ../nbs/10_cli.ipynb #463bd7d3
 def add_report(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -451,7 +480,7 @@ def export(
     print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB")
     return {"file": str(target)}
 
-
+# %% ../nbs/10_cli.ipynb #58d4b5d7
 def add_export(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -480,7 +509,8 @@ def make_parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (add_train, add_lr_find, add_predict, add_report, add_check, add_export):
+    verbs = (add_train, add_lr_find, add_predict, add_try, add_report, add_check, add_export)
+    for add in verbs:
         add(commands)
     return parser
 
@@ -519,7 +549,7 @@ HINTS = {  # By what stands in the message
     "No space left": "the disk is full",
 }
 
-
+# %% ../nbs/10_cli.ipynb #4ab4dce0
 def hint_of(
     error: BaseException,  # Of a command
 ) -> str:  # Empty if nothing is known
@@ -576,7 +606,7 @@ def streams(
     with redirect_stdout(sys.stderr):
         yield
 
-
+# %% ../nbs/10_cli.ipynb #a2ce7094
 def run(
     words: Sequence[str],  # As typed
 ) -> int:  # Exit code
@@ -589,7 +619,7 @@ def run(
         print(json.dumps(jsonable(result), ensure_ascii=True))
     return 1 if failed else 0
 
-
+# %% ../nbs/10_cli.ipynb #02079eec
 def main(
     arguments: Sequence[str] | None = None,  # None: those of the command line
 ) -> int:  # Exit code: 0 good, 1 failed, 2 wrong use, 130 stopped, 141 nobody reads

@@ -32,9 +32,10 @@ from .transforms import Normalize, train_transform, valid_transform, view_seed
 
 # %% auto #0
 __all__ = ['Threshold', 'NOT_SURE', 'Numbers', 'ImageLike', 'Scorer', 'BETA', 'thresholds_of', 'export', 'Prediction',
-           'name_classes', 'image_from_bytes', 'channels_first', 'image_from_numbers', 'as_image', 'TorchScorer',
-           'Predictor', 'open_for', 'read', 'blend', 'views_of', 'score', 'all_probabilities', 'columns_of', 'row_of',
-           'predict_table', 'predict_folder', 'predict', 'write_answers', 'latency', 'timed_step', 'tta']
+           'name_classes', 'image_from_bytes', 'channels_first', 'image_from_numbers', 'as_image', 'load_classifier',
+           'check_extras', 'TorchScorer', 'Predictor', 'load_predictor', 'open_for', 'read', 'blend', 'views_of',
+           'score', 'all_probabilities', 'columns_of', 'row_of', 'predict_table', 'predict_folder', 'predict',
+           'write_answers', 'latency', 'timed_step', 'tta']
 
 # %% ../nbs/09_inference.ipynb #eaf29327
 Threshold = float | Mapping[str, float]  # One for all classes, or one for each
@@ -182,9 +183,43 @@ def as_image(
     raise ValueError(f"a {type(image).__name__} is no image: give {known}")
 
 # %% ../nbs/09_inference.ipynb #7cf63afb
+from .model import Classifier
+
 Scorer = Callable[[torch.Tensor], torch.Tensor]  # From n x 3 x h x w, bytes, to n x classes
 
 
+def load_classifier(
+    path: str | Path,  # A file that `export` or `learn.save` wrote
+    device: torch.device,  # Where it shall compute
+) -> tuple[Classifier, dict[str, Any]]:  # The network, in evaluation mode, and the file's header
+    "The network of a model file. Raises `ValueError` for a file that is not petnb's."
+    weights, header = read_model(path)
+    check_extras(header, path)
+    n_classes = len(header["vocab"])
+    model = create_classifier(header["architecture"], n_classes, header["head"], False)
+    take_weights(model, weights, path)
+    return model.to(device).eval(), header
+
+# %% ../nbs/09_inference.ipynb #9dd70ec1
+def check_extras(
+    header: Mapping[str, Any],  # Of a model file
+    path: str | Path,  # That file
+) -> None:
+    "Raises `ValueError` if temperature, thresholds, card or calibration are not what petnb writes."
+    temperature, limits = header.get("temperature", 1.0), header.get("thresholds", {})
+    number, share = (isinstance(temperature, int | float), isinstance(limits, dict))
+    fine = {
+        "temperature": number and 0 < temperature < math.inf,
+        "thresholds": share and set(limits) <= set(header["vocab"]) and all(
+            isinstance(limit, int | float) and 0 <= limit <= 1 for limit in limits.values()
+        ),
+        "card": isinstance(header.get("card", ""), str),
+        "calibration": isinstance(header.get("calibration", ""), str),
+    }  # fmt: skip
+    if wrong := [name for name, good in fine.items() if not good]:
+        raise ValueError(f"{path} has a header that is not petnb's: see its {', '.join(wrong)}")
+
+# %% ../nbs/09_inference.ipynb #b83ea755
 class TorchScorer:
     "Probabilities from PyTorch, in the cheapest arithmetic that the file asks for."
 
@@ -194,17 +229,12 @@ class TorchScorer:
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
         precision: Precision | None = None,  # None: as it was validated, if the device has it
     ):
-        weights, self.header = read_model(path)
-        header = self.header
         self.device = torch.device(device or default_device())
-        n_classes = len(header["vocab"])
-        model = create_classifier(header["architecture"], n_classes, header["head"], False)
-        take_weights(model, weights, path)
-        self.model = model.to(self.device).eval()
-        self.normalize = Normalize(header["mean"], header["std"]).to(self.device)
-        self.temperature: float = header.get("temperature", 1.0)
+        self.model, self.header = load_classifier(path, self.device)
+        self.normalize = Normalize(self.header["mean"], self.header["std"]).to(self.device)
+        self.temperature: float = self.header.get("temperature", 1.0)
         native = has_bfloat16(self.device)
-        validated: Precision = header.get("precision", "float32") if native else "float32"
+        validated: Precision = self.header.get("precision", "float32") if native else "float32"
         self.precision: Precision = precision or validated
         self.extractor: FeatureExtractor | None = None  # Made with the first images
 
@@ -229,6 +259,7 @@ class Predictor:
         self.header, self.scorer = dict(header), scorer
         self.vocab: list[str] = self.header["vocab"]
         self.thresholds: dict[str, float] = self.header.get("thresholds", {})
+        self.beta: float | None = BETA  # Share of the plain view among several; None: an equal one
         self.card: str = self.header.get("card", "")
         self.calibration: str = self.header.get("calibration", "")
         size: int = self.header["size"]
@@ -242,14 +273,8 @@ class Predictor:
         device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
         precision: Precision | None = None,  # None: as it was validated
     ) -> Predictor:
-        "The predictor of a model file. Raises `ValueError` if it is not petnb's."
-        file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
-        if file.suffix == ".onnx":
-            from petnb.onnx_export import load_onnx
-
-            return load_onnx(file)
-        scorer = TorchScorer(file, device, precision)
-        return cls(scorer.header, scorer)
+        "The predictor of a model file; see `load_predictor`."
+        return load_predictor(path, device, precision)
 
     def probabilities(
         self, images: Sequence[ImageLike], views: int = 0, batch_size: int = 64
@@ -281,6 +306,21 @@ class Predictor:
 
     def __repr__(self) -> str:
         return f"Predictor: {self.header['architecture']}, {len(self.vocab)} classes"
+
+# %% ../nbs/09_inference.ipynb #19bc825a
+def load_predictor(
+    path: str | Path,  # A file of `export`, `learn.save` or chapter 09a (ONNX), or a run folder
+    device: str | torch.device | None = None,  # None: CUDA or MPS where there is one, else CPU
+    precision: Precision | None = None,  # None: as it was validated
+) -> Predictor:
+    "The predictor of a model file. Raises `ValueError` if it is not petnb's."
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    if file.suffix == ".onnx":
+        from petnb.onnx_export import load_onnx
+
+        return load_onnx(file)
+    scorer = TorchScorer(file, device, precision)
+    return Predictor(scorer.header, scorer)
 
 # %% ../nbs/09_inference.ipynb #14c3eaa6
 def open_for(
@@ -347,9 +387,10 @@ def score(
     looks = torch.cat([views_of(predictor, image, views) for image in images])
     found = predictor.scorer(looks)
     found = found.view(len(images), 1 + views, -1)
-    return blend(found[:, 1:].mean(1), found[:, 0]) if views else found[:, 0]
+    share = 1 / (1 + views) if predictor.beta is None else predictor.beta
+    return blend(found[:, 1:].mean(1), found[:, 0], share) if views else found[:, 0]
 
-
+# %% ../nbs/09_inference.ipynb #f662943d
 def all_probabilities(
     predictor: Predictor,  # Who is asked
     images: Sequence[ImageLike],  # Any number of them
@@ -480,7 +521,7 @@ def latency(
         rows[name] = 1000 * np.percentile(taken, [50, 95])
     return pd.DataFrame.from_dict(rows, orient="index", columns=["median ms", "95th percentile"])
 
-
+# %% ../nbs/09_inference.ipynb #8205e099
 def timed_step(
     step: Callable[[], Any],  # What to time, once
 ) -> float:  # Seconds

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .inference import ImageLike, Predictor, TorchScorer, as_image, views_of
-from .learner import read_header
+from .inference import ImageLike, Predictor, TorchScorer, as_image, check_extras, views_of
+from .learner import check_header, read_header
 from .safe_files import replacing
 from .speed import seconds
 
@@ -99,6 +99,8 @@ class OnnxScorer:
             self.session = onnxruntime.InferenceSession(str(path), options, providers)
             metadata = self.session.get_modelmeta().custom_metadata_map
             self.header: dict[str, Any] = json.loads(metadata["petnb"])
+            check_header(self.header | {"history": []}, path)
+            check_extras(self.header, path)
         except Exception as error:
             raise ValueError(f"{path} is not an ONNX file of petnb: {error}") from error
 

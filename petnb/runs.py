@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,7 @@ def data_options(
     given["valid"] = getattr(arguments, "split", None)
     return {name: value for name, value in given.items() if value is not None}
 
-
+# %% ../nbs/09e_runs.ipynb #51517be2
 def read_data(
     arguments: Namespace,  # Of a command: data, pattern, split and so on
 ) -> ImageData:
@@ -172,7 +173,7 @@ def told_of(
     }  # fmt: skip
     return {**numbers, "calibration": certainty.told, **judged}
 
-
+# %% ../nbs/09e_runs.ipynb #c21c98b6
 def as_in_file(
     interp: Interpretation,  # Of the images held out, as trained
     certainty: Certainty,  # Fitted to them
@@ -237,14 +238,14 @@ def journey(
     train_head(learn, recipe, **options)
     learn.save("head")
     head, found = learn.interpret(), learn.lr_find()
-    print(f"\nLearning-rate range test:\n{found}")
+    print(f"\nLearning-rate range test, to be looked at; the recipe keeps its rates:\n{found}")
     if recipe.fine_tune_epochs:
         low, high = recipe.fine_tune_lr
         print(f"\nEverything, rates {low:g} to {high:g}, epochs: {recipe.fine_tune_epochs}")
     train_everything(learn, recipe, **options)
     return head, learn.interpret(), found
 
-
+# %% ../nbs/09e_runs.ipynb #affca752
 def compare_with(
     earlier: str | Path,  # Folder of the run that was repeated
     folder: Path,  # Of this run
@@ -255,7 +256,7 @@ def compare_with(
     print(f"{told} {earlier}")
     return found
 
-
+# %% ../nbs/09e_runs.ipynb #ee54a2f2
 def train_here(
     arguments: Namespace,  # Of `petnb train`
     processes: Processes,  # That train together, or one alone
@@ -307,7 +308,9 @@ def tell(
     print(f"\nHead alone: {head}\nAt the end: {interp}\n{result['calibration']}")
     if "tta_accuracy" in result:
         print(f"With several views of each image: accuracy {result['tta_accuracy']:.1%}")
-    print(f"Run folder: {folder}\nNow: petnb predict {folder} NEW_PHOTOGRAPHS")
+    words = shlex.quote(str(folder))
+    print(f"Run folder: {folder}\nNow: petnb predict {words} NEW_PHOTOGRAPHS")
+    print(f"  or petnb report {words}: what it gets wrong; petnb try {words}: a page to try it")
 
 # %% ../nbs/09e_runs.ipynb #9f62e0d4
 @contextmanager

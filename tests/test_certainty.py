@@ -77,7 +77,10 @@ def test_what_does_not_help_others_is_left_out() -> None:
 def test_too_few_images_choose_nothing() -> None:
     few = fit_certainty(fair(MIN_IMAGES - 1, boast=3))
     assert (few.temperature, few.threshold, few.judged) == (1, 0, None)
-    assert str(few) == "Nothing was fitted: 49 images are held out, and 50 are needed."
+    assert str(few) == (
+        "No temperature was fitted and no answer is withheld: 49 images are held out, and 50 are "
+        "needed to choose."
+    )
     assert fit_certainty(fair(MIN_IMAGES - 1), temperature=2.0).temperature == 2.0
 
 

@@ -7,13 +7,14 @@ import pty
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import termios
 import tomllib
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.constants import SAFETENSORS_MAX_HEADER_LENGTH
 from PIL import Image
+from safetensors import safe_open
 
 from petnb import cli
 from petnb.augmentation import named_augmentations
@@ -75,9 +80,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> subprocess.CompletedProcess[str]:
-    """The first of the newcomer's two commands."""
+    """The first of the newcomer's two commands, under `nohup`, and then a hang-up."""
     words = ["train", "--data", "photographs", "--fine-tune-epochs", "1", "--out", "run", *SMALL]
-    return petnb(*words, cwd=place)
+    where = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    line = ["nohup", *LINE, *words]
+    with subprocess.Popen(
+        line, cwd=place, env=where, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdout
+        first = running.stdout.readline()  # Comes while the training has only begun
+        if not (place / "run" / "model.safetensors").exists():
+            running.send_signal(signal.SIGHUP)
+        out, err = running.communicate()
+    return subprocess.CompletedProcess(line, running.returncode, first + out, err)
 
 
 # -- From a folder to predictions ----------------------------------------------------------------
@@ -96,6 +111,11 @@ def test_two_commands_from_a_folder_to_predictions(
     assert all(0 <= float(probability) <= 1 for *_, probability in rows)
 
 
+def test_a_hang_up_does_not_stop_it(trained: subprocess.CompletedProcess[str]) -> None:
+    assert trained.returncode == 0
+    assert trained.stdout.startswith("ImageData: 30 images of 3 classes")
+
+
 def test_a_log_has_no_terminal_signs(trained: subprocess.CompletedProcess[str]) -> None:
     assert not set("\r\x1b") & set(trained.stdout + trained.stderr)
     assert "epoch" in trained.stdout
@@ -107,7 +127,27 @@ def test_the_run_folder_holds_all(place: Path, trained: subprocess.CompletedProc
             "interpretation.npz", "README.md", "figures/confusion_matrix.png"}  # fmt: skip
     assert kept <= names
     assert not [name for name in names if name.startswith(".")]
-    assert "run" in trained.stdout.splitlines()[-1]
+    assert "\nNow: petnb predict run NEW_PHOTOGRAPHS\n" in trained.stdout
+
+
+def test_the_run_folder_is_what_the_hub_takes(place: Path, trained: Any) -> None:
+    """As far as can be seen without a network: the page's block, the weights, the header."""
+    card = ModelCard.load(place / "run" / "README.md")
+    result = json.loads((place / "run" / "result.json").read_text(encoding="utf-8"))
+    (measured, _), block = card.data.eval_results or [], card.data.to_dict()
+    assert measured.metric_value == round(result["accuracy"], 4)
+    assert block["model-index"][0]["results"][0]["task"]["type"] == "image-classification"
+    assert block["license"] == "apache-2.0"
+    assert block["library_name"] == "petnb"
+    assert yaml.safe_load(card.content.split("\n---\n")[0]) == block
+    with safe_open(place / "run" / "model.safetensors", "np") as weights:
+        assert all(isinstance(value, str) for value in weights.metadata().values())
+    with open(place / "run" / "model.safetensors", "rb") as file:
+        assert int.from_bytes(file.read(8), "little") < SAFETENSORS_MAX_HEADER_LENGTH
+    config = json.loads((place / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["num_classes"] == 3
+    for name in ("README.md", "config.json", "history.csv", "result.json"):
+        assert str(place) not in (place / "run" / name).read_text(encoding="utf-8"), name
 
 
 def test_real_photographs_to_predictions(photographs: Path, tmp_path: Path) -> None:
@@ -124,6 +164,9 @@ def test_real_photographs_to_predictions(photographs: Path, tmp_path: Path) -> N
     right = [Path(answer["path"]).parent.name == answer["label"] for answer in answers]
     assert len(right) == (some["split"] == "valid").sum()
     assert sum(right) > 0.7 * len(right)
+    shown = petnb("predict", "run", "new", cwd=tmp_path).stdout.splitlines()
+    assert [line.split("\t")[0] for line in shown] == [answer["path"] for answer in answers]
+    assert str(tmp_path) not in "".join(shown)
 
 
 def test_a_run_is_started_from_its_settings(
@@ -167,10 +210,18 @@ def certain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with enough images held out for a temperature and a threshold."""
     run = tmp_path_factory.mktemp("certain") / "run"
     words = ["--valid-pct", "0.5", "--recipe", "fast", "--epochs", "2", "--sure", "0.8", *SMALL]
-    with redirect_stdout(io.StringIO()) as said:
-        assert main(["train", *words, "--out", str(run)]) == 0
+    told, said = io.StringIO(), io.StringIO()
+    with redirect_stdout(told), redirect_stderr(said):
+        assert main(["train", *words, "--json", "--out", str(run)]) == 0
+    (run / "told.json").write_text(told.getvalue(), encoding="utf-8")
     (run / "said.txt").write_text(said.getvalue(), encoding="utf-8")
     return run
+
+
+def test_a_training_tells_machines_what_came_of_it(certain: Path) -> None:
+    told = json.loads((certain / "told.json").read_text(encoding="utf-8"))
+    result = json.loads((certain / "result.json").read_text(encoding="utf-8"))
+    assert told == result | {"run": str(certain), "model": str(certain / "model.safetensors")}
 
 
 def test_a_training_chooses_temperature_and_threshold_and_says_how(certain: Path) -> None:
@@ -466,7 +517,8 @@ def examples() -> Iterator[str]:
 
 
 def test_each_command_shows_examples() -> None:
-    assert set(subparsers()) == {"train", "lr-find", "predict", "report", "check", "export"}
+    verbs = {"train", "lr-find", "predict", "try", "report", "check", "export"}
+    assert set(subparsers()) == verbs
     for parser in subparsers().values():
         assert "examples:\n  petnb" in (parser.epilog or "")
         assert all(action.help for action in parser._actions)

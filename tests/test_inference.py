@@ -373,6 +373,34 @@ def test_shares_of_the_plain_view(learn: Learner) -> None:
     assert torch.allclose(even, plain / 3 + 2 * augmented / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize(("beta", "share"), [(0.25, 0.25), (1.0, 1.0), (None, 1 / 3)])
+def test_views_of_new_pictures_are_mixed_by_the_share(
+    predictor: Predictor, paths: list[str], beta: float | None, share: float
+) -> None:
+    one = Predictor(predictor.header, predictor.scorer)
+    assert one.beta == 0.25
+    one.beta = 0.0
+    augmented, plain = (one.probabilities(paths[:4], views=views) for views in (2, 0))
+    one.beta = beta
+    mixed = one.probabilities(paths[:4], views=2)
+    assert torch.allclose(mixed, (1 - share) * augmented + share * plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": 0}, {"temperature": "1"}, {"temperature": float("nan")}, {"thresholds": 0.5},
+     {"thresholds": {"Goldfish": 0.5}}, {"thresholds": {"pug": "0.5"}}, {"card": 7},
+     {"thresholds": {"pug": 2}}, {"calibration": None}],
+)  # fmt: skip
+def test_a_header_that_petnb_would_not_write_is_refused(
+    learn: Learner, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    assert "pug" in learn.data.vocab
+    file = write_model(learn, tmp_path / "odd.safetensors", **wrong)
+    with pytest.raises(ValueError, match=rf"odd.safetensors has a header .* {next(iter(wrong))}"):
+        Predictor.load(file)
+
+
 def test_latency_tells_of_each_step(predictor: Predictor, paths: list[str]) -> None:
     took = latency(predictor, paths[0], repeats=3)
     assert list(took.index) == ["decode", "transform", "network", "together"]

@@ -1,10 +1,14 @@
 """The journey on real photographs; skipped where `PETNB_PHOTOS` does not name them."""
 
+import json
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from petnb.cli import main
 from petnb.data import ImageData, open_image
 from petnb.inference import Predictor
 from petnb.interpretation import interpret
@@ -77,3 +81,25 @@ def test_onnx_says_what_the_predictor_says(trained: Learner, tmp_path: Path) -> 
     exact, onnx = Predictor.load(file, precision="float32"), Predictor.load(export_onnx(file))
     assert np.allclose(onnx.probabilities(some), exact.probabilities(some), atol=TOLERANCE)
     assert onnx.predict(some)["label"].equals(exact.predict(some)["label"])
+
+
+def test_the_same_numbers_three_ways(
+    trained: Learner, official: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Validation, the command and ONNX, of one float32 model on photographs that it never saw."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    held_out = official.items[official.items["split"] == "valid"][::6]
+    items = pd.concat([official.items[official.items["split"] == "train"], held_out])
+    with warnings.catch_warnings(action="ignore"):  # Of breeds that are not among the few
+        few = ImageData(items.reset_index(drop=True), official.vocab, official.root, size=224)
+    learn = vision_learner(few, precision="float32", show_progress=False)
+    learn.model.load_state_dict(trained.model.state_dict())
+    validated = interpret(learn).probs.max(axis=1)
+    file = learn.export(tmp_path / "pets.safetensors")
+    paths = list(few.on_side("valid")["path"])
+    for model, tolerance in ((file, 1e-5), (export_onnx(file), TOLERANCE)):
+        assert main(["predict", str(model), *paths, "--json"]) == 0
+        said = [row["probability"] for row in json.loads(capsys.readouterr().out)["answers"]]
+        assert len(said) == len(held_out) == 37
+        assert np.allclose(said, validated, atol=tolerance)
