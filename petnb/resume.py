@@ -61,7 +61,7 @@ def conditions_of_data(
         "views": fit.views,
     }
 
-
+# %% ../nbs/03b_resume.ipynb #aea8bb26
 def conditions_of_model(
     fit: Fit,  # Before its first step
 ) -> dict[str, Any]:  # JSON-able
@@ -96,14 +96,14 @@ def conditions_of_steps(
         "callbacks": sorted(type(callback).__name__ for callback in watching(fit)),
     }
 
-
+# %% ../nbs/03b_resume.ipynb #c000df0a
 def conditions(
     fit: Fit,  # Before its first step
 ) -> dict[str, Any]:  # JSON-able
     "All that must be equal for a fit to be the same fit."
     return conditions_of_model(fit) | conditions_of_data(fit) | conditions_of_steps(fit)
 
-
+# %% ../nbs/03b_resume.ipynb #9b5b7343
 def watching(
     fit: Fit,  # The state of the run
 ) -> list[Callback]:  # In their order
@@ -231,7 +231,7 @@ def take_back(
     for position, known in enumerate(header["callbacks"]):
         watchers[position].restore(fit, known, under(tensors, f"callback/{position}"))
 
-
+# %% ../nbs/03b_resume.ipynb #a30b795f
 def take_back_optimizer(
     fit: Fit,  # Before its first step
     tensors: dict[str, Tensor],  # By parameter and name
