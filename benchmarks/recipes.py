@@ -49,6 +49,7 @@ LONGER = Recipe(fine_tune_epochs=6, fine_tune_lr=(1e-5, 1e-3))
 CANDIDATES = {  # in the order in which a fold tries them
     "article": Recipe(),
     "longer": LONGER,
+    "longer, faster": replace(LONGER, fine_tune_lr=(1e-4, 1e-3)),
     "longer, progressive": replace(LONGER, start_size=128),
     "longer, progressive, MixUp": replace(LONGER, start_size=128, mixup=0.4),
 }

@@ -1,6 +1,6 @@
 """petnb: image classifiers, trained and explained."""
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

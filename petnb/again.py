@@ -40,12 +40,13 @@ def git_commit(
     except (OSError, subprocess.CalledProcessError):
         return None
 
-
+# %% ../nbs/03c_again.ipynb #847d8d31
 def made_with(
     learn: Learner,  # Before its training, or after it
 ) -> dict[str, Any]:  # JSON-able
     "All that decides the bits beside the settings."
-    found = {"petnb": __version__, "python": platform.python_version(), **machine()}
+    found: dict[str, Any] = {"petnb": __version__, "python": platform.python_version()}
+    found |= machine(learn.processes.n)
     found |= {"git commit": git_commit(), "images": digest_of_items(learn.data)}
     found |= {"seeds": [learn.seed, learn.data.seed], "precisions": dict(learn.fixed)}
     return {**found, "choices": dict(learn.choices)}
@@ -60,7 +61,7 @@ def note(
     replace_file(path, json.dumps(made_with(learn), indent=2).encode())
     return path
 
-
+# %% ../nbs/03c_again.ipynb #d9f69468
 def what_differs(
     folder: str | Path,  # Of the run that is to be repeated
     learn: Learner,  # That is to repeat it

@@ -161,6 +161,10 @@ def add_data(
     add("--min-images", type=int, help="leave out classes with fewer images (default: 1)")
     add("--on-bad", choices=["raise", "skip", "ignore"], help="files that are no image: stop and "
         "list them (default), leave them out and say so, or do not look")  # fmt: skip
+    add("--groups", choices=["duplicates"], help="look at every image first, and keep those that "
+        "show the same on one side (default: only files with the same bytes are)")  # fmt: skip
+    add("--balance", action=argparse.BooleanOptionalAction, default=False, help="learn from each "
+        "class equally often, however many images it has (default: from each image)")  # fmt: skip
     add("--augment", choices=AUGMENTATIONS, help="how training images vary (default: petnb)")
     add("--size", type=int, help="side of the square in pixels (default: 224; drawn pets 128)")
     add("--batch-size", type=int, help="images in one step (default: 32)")
@@ -202,6 +206,8 @@ def add_train(
     add("--checkpoint-every", type=int, default=100, metavar="STEPS",
         help="steps between checkpoints; 0: none, and no --resume (default: 100)")  # fmt: skip
     add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
+    add("--precision", default="auto", choices=["auto", "float32", "bfloat16"],
+        help="of the arithmetic (default: what is quicker; float32 in processes)")  # fmt: skip
     add("--sure", type=float, default=0.95, metavar="SHARE", help="answer only from the "
         "probability on where this share of the held-out answers is right, else \"not sure\"; "
         "0: always answer (default: 0.95)")  # fmt: skip
@@ -446,6 +452,8 @@ def add_check(
     add("--pattern", help="regular expression; its first group is the class in a file's name")
     add("--split", choices=["stratified", "random", "official", "folder"], help="how images will "
         "be held out; leaks are looked for between the sides")  # fmt: skip
+    add("--groups", choices=["duplicates"], help="keep images that show the same on one side, as "
+        "petnb train --groups does: no leaks are left then")  # fmt: skip
     add("--csv", metavar="FILE", help="write all findings as CSV")
     add("--rows", type=int, default=20, help="findings that are shown (default: 20)")
     add("--strict", action="store_true", help="exit code 1 for any finding")

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 __all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'Splitter', 'Groups',
            'SIDE_COLORS', 'SIDE_WORDS', 'eight_bits', 'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings',
            'ImageError', 'open_image', 'visible_files', 'FoundFiles', 'image_files', 'notes_on', 'glance',
-           'set_bad_aside', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'same_bytes',
-           'note_twins', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar', 'available_cores', 'cache_folder',
-           'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
+           'set_bad_aside', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'last_bytes',
+           'fingerprint', 'same_bytes', 'note_twins', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar',
+           'available_cores', 'cache_folder', 'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def eight_bits(
@@ -605,9 +605,10 @@ def from_lists(
         )
     folder = Path(root) if root else Path(os.path.commonpath([Path(p).parent for p in paths]))
     items, found = find_together(items, groups)
-    items["split"] = split_items(items, folder, valid, valid_pct, test_pct, seed)
+    copies = same_bytes(list(items["path"]))
+    items["split"] = split_items(items, folder, valid, valid_pct, test_pct, seed, copies)
     notes += found
-    findings = note_twins(items) if on_bad != "ignore" else []
+    findings = note_twins(list(items["split"]), copies)
     worries = check_sides(items, vocab)
     for worry in worries:
         warnings.warn(worry, stacklevel=3)
@@ -616,34 +617,58 @@ def from_lists(
     return ImageData(items, vocab, folder, seed=seed, **told, **settings)
 
 # %% ../nbs/00_data.ipynb #de5c2552
+def last_bytes(
+    path: str,  # A file
+    n: int = 4096,  # What a disk reads at once
+) -> bytes:
+    "The end of a file, where images differ soonest: their beginnings are headers."
+    with open(path, "rb") as file:
+        file.seek(-min(n, os.path.getsize(path)), os.SEEK_END)
+        return file.read()
+
+
+def fingerprint(
+    path: str,  # A file
+) -> bytes:
+    "A number that two different files do not share."
+    return hashlib.blake2b(Path(path).read_bytes()).digest()
+
+# %% ../nbs/00_data.ipynb #3639d336
 def same_bytes(
-    paths: Sequence[str],  # Existing files
+    paths: Sequence[str],  # Different paths; a file that is not there is nobody's copy
 ) -> list[int]:  # For each, the position of the first that has the same bytes
-    "Which files are copies. Only files of equal size are read."
-    sizes = [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
-    shared = {size for size, count in Counter(sizes).items() if count > 1 and size >= 0}
-    first: dict[object, int] = {}
-    found = []
-    for place, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        same: object = place
-        if size in shared:
-            same = size, hashlib.blake2b(Path(path).read_bytes()).digest()
-        found.append(first.setdefault(same, place))
-    return found
+    "Which files are copies. Only those that pass as copies so far are looked at more closely."
 
+    def told(path: str, look: Callable[[str], Hashable]) -> Hashable:
+        try:
+            return look(path) or path
+        except (OSError, ValueError):  # Not there or not for us to read; or no name of a file
+            return path
 
+    keys = [told(path, os.path.getsize) for path in paths]
+    for look in (last_bytes, fingerprint):
+        counts = Counter(keys)
+        pairs = zip(keys, paths, strict=True)
+        keys = [(key, told(path, look)) if counts[key] > 1 else key for key, path in pairs]
+    first: dict[Hashable, int] = {}
+    return [first.setdefault(key, place) for place, key in enumerate(keys)]
+
+# %% ../nbs/00_data.ipynb #8b663ad2
 def note_twins(
-    items: pd.DataFrame,  # With `path` and `split`
+    sides: Sequence[str],  # Side of each image
+    copies: Sequence[int],  # From `same_bytes`
 ) -> list[str]:  # One line, or none
     "What is to be said about copies of files."
-    leaders = pd.Series(same_bytes(list(items["path"])))
-    copies = int((leaders != leaders.index).sum())
-    sides = items["split"].groupby(leaders.to_numpy()).nunique()
-    leaks = int((sides > 1).sum())
+    leaders = pd.Series(copies)
+    n_copies = int((leaders != leaders.index).sum())
+    leaks = int((pd.Series(sides).groupby(leaders).nunique() > 1).sum())
     where = "all on one side of the split"
     if leaks:
-        where = f"{leaks} of them on both sides of the split: groups='duplicates' keeps them on one"
-    return [f"exact copies of another file: {copies}, {where}"] if copies else []
+        where = (
+            f"{leaks} of them on both sides of the split that was given; "
+            "valid='stratified' keeps them on one"
+        )
+    return [f"exact copies of another file: {n_copies}, {where}"] if n_copies else []
 
 # %% ../nbs/00_data.ipynb #b547d60a
 class LineBar(tqdm):  # type: ignore[type-arg]

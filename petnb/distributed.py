@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['T', 'BUCKET', 'Processes', 'Lost', 'join_processes', 'take_device', 'leave', 'buckets', 'sum_in_place', 'add_up',
            'moving_statistics', 'exchange', 'deal', 'join', 'gathered', 'once', 'prepare', 'digest_of_data', 'compare',
-           'signals_given_back', 'launch']
+           'signals_given_back', 'how_it_ended', 'launch']
 
 # %% ../nbs/03d_many_machines.ipynb #02dc4727
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class Processes:
 
     def check(self, batches: EpochBatches) -> None:
         "Raises `ValueError` if a batch has too few images to give each process one."
-        fewest = batches.n_images // max(len(batches), 1)
+        fewest = batches.n_places // max(len(batches), 1)
         if fewest < self.n > 1:
             raise ValueError(
                 f"a batch of {fewest} images is too small for {self.n} processes: "
@@ -151,7 +151,7 @@ def join_processes() -> Processes:  # Alone, if nobody has started several
         atexit.register(leave)
     return Processes(dist.get_rank(), dist.get_world_size())
 
-
+# %% ../nbs/03d_many_machines.ipynb #ed955038
 def take_device(
     number: int,  # Of this process on its machine
     of: int,  # Processes on its machine
@@ -165,7 +165,7 @@ def take_device(
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(available_cores() // of, 1))
 
-
+# %% ../nbs/03d_many_machines.ipynb #a011823e
 def leave() -> None:
     "Say goodbye at the end, so that nobody takes it for a loss."
     with suppress(Exception):
@@ -190,7 +190,7 @@ def buckets(
     if group:
         yield group
 
-
+# %% ../nbs/03d_many_machines.ipynb #f2833d34
 def sum_in_place(
     processes: Processes,  # Two or more
     tensors: Iterable[Tensor],  # The same shapes in every process
@@ -207,7 +207,7 @@ def sum_in_place(
             for tensor, total in zip(group, totals, strict=True):
                 tensor.copy_(total.view(tensor.shape))
 
-# %% ../nbs/03d_many_machines.ipynb #f2833d34
+# %% ../nbs/03d_many_machines.ipynb #885774dc
 @torch.no_grad()
 def add_up(
     processes: Processes,  # Who have a part of the step each
@@ -230,7 +230,7 @@ def add_up(
         statistic /= processes.n
     return float(total)
 
-
+# %% ../nbs/03d_many_machines.ipynb #d8ea7b95
 def moving_statistics(
     model: nn.Module,  # In the mode in which it learns
 ) -> list[Tensor]:
@@ -267,7 +267,7 @@ def exchange(
     ]
     return (*(column[places] for column in moved), torch.tensor(epoch))
 
-
+# %% ../nbs/03d_many_machines.ipynb #f5ce2940
 def deal(
     processes: Processes,  # Two or more
     rows: Tensor,  # What this process sends, first that for process 0; on the CPU
@@ -295,7 +295,7 @@ def join(
     places = torch.from_numpy(np.argsort(np.concatenate(slots)))
     return gathered(processes, rows, [*map(len, slots)])[places]
 
-
+# %% ../nbs/03d_many_machines.ipynb #46a25a3d
 def gathered(
     processes: Processes,  # Two or more
     rows: Tensor,  # This process's
@@ -355,15 +355,16 @@ def prepare(
     sum_in_place(processes, [tensor.data for tensor in tensors])
     learn.choices["processes"] = f"{processes.n}, each with a part of every batch"
 
-
+# %% ../nbs/03d_many_machines.ipynb #c2284571
 def digest_of_data(
     data: ImageData,  # As one process sees it
 ) -> int:  # 60 bits
     "A number that tells images and settings from others, wherever their folder is."
-    all_of_it = (digest_of_items(data), data.vocab, data.size, data.batch_size, data.seed)
+    settings = (data.vocab, data.size, data.batch_size, data.seed, data.balance)
+    all_of_it = (digest_of_items(data), *settings)
     return int(hashlib.sha256(repr(all_of_it).encode()).hexdigest()[:15], 16)
 
-
+# %% ../nbs/03d_many_machines.ipynb #a78230a5
 def compare(
     processes: Processes,  # Two or more
     number: int,  # That should be the same in all
@@ -374,7 +375,7 @@ def compare(
     if others:
         raise ValueError(
             f"processes {others} have other images, classes or settings than process 0: "
-            "give all of them the same folder, seed, size and batch size"
+            "give all of them the same folder, seed, size, batch size and balance"
         )
 
 # %% ../nbs/03d_many_machines.ipynb #8576a4c0
@@ -395,6 +396,19 @@ def signals_given_back() -> Iterator[None]:
                 signal.signal(number, handler)
 
 # %% ../nbs/03d_many_machines.ipynb #30840f5c
+def how_it_ended(
+    codes: Mapping[int, int],  # Of each process that did not end well; minus the signal
+    n_processes: int,  # That there were
+) -> str:
+    "Who was lost, how, and what to do."
+    rank, code = min(codes.items(), key=lambda item: (item[1] >= 0, item[0]))
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+    return (
+        f"process {rank} of {n_processes} ended {how}, so the run is over. "
+        "What was saved is as it was; start again from there"
+    )
+
+# %% ../nbs/03d_many_machines.ipynb #14f7cb20
 def launch(
     n_processes: int,  # On this machine
     main: Callable[..., None],  # What each does; from a module, as it is looked up there
@@ -407,16 +421,9 @@ def launch(
 
     if n_processes < 1:
         raise ValueError(f"{n_processes} processes: 1 or more")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=n_processes,
-        run_id="petnb",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
+    here: dict[str, Any] = {"run_id": "petnb", "rdzv_backend": "c10d"}
+    here |= {"rdzv_endpoint": "localhost:0", "max_restarts": 0, "monitor_interval": 0.1}
+    config = LaunchConfig(1, 1, n_processes, **here)  # One machine
     try:
         with signals_given_back():
             elastic_launch(config, main)(*arguments)
@@ -424,9 +431,4 @@ def launch(
         raise KeyboardInterrupt from error
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        rank, code = min(codes.items(), key=lambda item: (item[1] >= 0, item[0]))
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        raise ConnectionError(
-            f"process {rank} of {n_processes} ended {how}, so the run is over. "
-            "What was saved is as it was; start again from there"
-        ) from error
+        raise ConnectionError(how_it_ended(codes, n_processes)) from error

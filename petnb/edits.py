@@ -21,9 +21,10 @@ from .safe_files import replace_file
 from .sources import DELETE, below, check_edits, safe_cell
 
 # %% auto #0
-__all__ = ['RELABEL', 'KEEP', 'Change', 'TRASH', 'MANIFEST', 'Decision', 'as_line', 'from_line', 'decision', 'read_journal',
-           'append_line', 'Edits', 'write_table', 'journal_of', 'names_below', 'edits_of', 'trouble', 'new_place',
-           'plan_moves', 'move', 'apply_moves', 'undo_moves']
+__all__ = ['RELABEL', 'KEEP', 'Change', 'TRASH', 'MANIFEST', 'Decision', 'turned_round', 'as_line', 'from_line', 'decision',
+           'read_journal', 'append_line', 'new_decision', 'what_changes', 'carry_out', 'next_change', 'open_journal',
+           'decision_table', 'Edits', 'write_table', 'journal_of', 'names_below', 'below_in_full', 'edits_of',
+           'trouble', 'new_place', 'plan_moves', 'move', 'apply_moves', 'undo_moves']
 
 # %% ../nbs/07e_edits.ipynb #895f5213
 RELABEL, KEEP = "relabel", "keep"  # Beside DELETE, what may be decided
@@ -38,6 +39,13 @@ class Decision(NamedTuple):
 
 
 Change = dict[str, tuple[Decision | None, Decision | None]]  # By path: before, and after
+
+# %% ../nbs/07e_edits.ipynb #44fc78ad
+def turned_round(
+    change: Change,  # What one click did
+) -> Change:
+    "What takes a change back: the same images, before and after exchanged."
+    return {path: (after, before) for path, (before, after) in change.items()}
 
 # %% ../nbs/07e_edits.ipynb #be0a5b30
 def as_line(
@@ -109,6 +117,85 @@ def append_line(
         return at + len(line)
 
 # %% ../nbs/07e_edits.ipynb #3523a114
+def new_decision(
+    kind: str | None,  # RELABEL, DELETE, KEEP; None takes back what was decided
+    was: str,  # The label that the image has
+    label: str = "",  # The label that it shall have, if it is relabelled
+) -> Decision | None:
+    "A decision on one image. Raises `ValueError` for a label that cannot be one."
+    if kind is None:
+        return None
+    if kind == RELABEL and label in ("", DELETE):
+        raise ValueError(f"{label!r} cannot be a label; choose the name of a class")
+    if kind == RELABEL and label != was:
+        return Decision(RELABEL, was, label)
+    return Decision(KEEP if kind == RELABEL else kind, was, was)
+
+# %% ../nbs/07e_edits.ipynb #9ae8a52c
+def what_changes(
+    labels: Mapping[str, str],  # The label that each image has, by its path
+    decisions: Mapping[str, Decision],  # Those taken so far, by path
+    paths: Iterable[str],  # The images that are decided on now
+    kind: str | None,  # As for `new_decision`
+    label: str | Mapping[str, str] = "",  # The new label; or one for each path
+) -> Change:
+    "What a click does. Raises `KeyError` for a path that is no image's."
+    change: Change = {}
+    for path in paths:
+        own = label if isinstance(label, str) else label.get(path, "")
+        new = new_decision(kind, labels[path], own)
+        if new != decisions.get(path):
+            change[path] = decisions.get(path), new
+    return change
+
+# %% ../nbs/07e_edits.ipynb #4da80137
+def carry_out(
+    decisions: dict[str, Decision],  # Changed in place
+    change: Change,  # What one click does
+) -> None:
+    "Put into effect what a change says of each image."
+    for path, (_, after) in change.items():
+        decisions.pop(path, None)
+        if after is not None:
+            decisions[path] = after
+
+# %% ../nbs/07e_edits.ipynb #38211b9c
+def next_change(
+    step: Change | str,  # A change, "undo" or "redo": a line of the journal
+    done: list[Change],  # The pile to undo from, the last change on top
+    undone: list[Change],  # The pile to redo from
+) -> Change:  # What is to be carried out
+    "Move the piles as a step says. Raises `IndexError` if there is nothing to undo or redo."
+    if isinstance(step, str):
+        source, target = (done, undone) if step == "undo" else (undone, done)
+        target.append(turned_round(source.pop()))
+        return target[-1]
+    done.append(step)
+    undone.clear()
+    return step
+
+# %% ../nbs/07e_edits.ipynb #ac63231f
+def open_journal(
+    path: Path | None,  # The journal; None: there is none
+) -> tuple[list[Change | str], int]:  # Its steps, and its length in bytes
+    "All whole lines; half a line of a click that never counted is cut off."
+    steps, size = read_journal(path) if path else ([], 0)
+    if path and path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
+    return steps, size
+
+# %% ../nbs/07e_edits.ipynb #b6419d7f
+def decision_table(
+    decisions: Mapping[str, Decision],  # By path
+) -> pd.DataFrame:  # path, label (or `delete`), was, decision
+    "A row a decision, in the order in which they were taken."
+    rows = [
+        (path, DELETE if kind == DELETE else label, was, kind)
+        for path, (kind, was, label) in decisions.items()
+    ]
+    return pd.DataFrame(rows, columns=["path", "label", "was", "decision"], dtype=object)
+
+# %% ../nbs/07e_edits.ipynb #5457467c
 class Edits:
     "Decisions on images, by path, with undo and redo; each is on disk before it counts."
 
@@ -122,31 +209,18 @@ class Edits:
         self.decisions: dict[str, Decision] = {}
         self.done: list[Change] = []
         self.undone: list[Change] = []
-        steps, self.size = read_journal(journal) if journal else ([], 0)
-        if journal and journal.exists() and journal.stat().st_size > self.size:
-            os.truncate(journal, self.size)  # Half a line of a click that never counted
+        steps, self.size = open_journal(journal)
         for step in steps:
             self.play(step)
         self.carried_over = len(self.decisions)
 
     def play(self, step: Change | str) -> Change:
         "Do what a line of the journal says; answer what has changed."
-        if isinstance(step, str):
-            source, target = (
-                (self.done, self.undone) if step == "undo" else (self.undone, self.done)
-            )
-            if not source:
-                raise ValueError(f"there is nothing to {step} in {self.journal}: is it whole?")
-            step = {path: (after, before) for path, (before, after) in source.pop().items()}
-            target.append(step)
-        else:
-            self.done.append(step)
-            self.undone.clear()
-        for path, (_, after) in step.items():
-            self.decisions.pop(path, None)
-            if after is not None:
-                self.decisions[path] = after
-        return step
+        if isinstance(step, str) and not (self.done if step == "undo" else self.undone):
+            raise ValueError(f"there is nothing to {step} in {self.journal}: is it whole?")
+        change = next_change(step, self.done, self.undone)
+        carry_out(self.decisions, change)
+        return change
 
     def record(self, step: Change | str) -> Change:
         "Write a step down, then do it."
@@ -158,19 +232,10 @@ class Edits:
         self, paths: Iterable[str], kind: str | None, label: str | Mapping[str, str] = ""
     ) -> Change:
         "Decide on images at once; None takes decisions back. Raises `ValueError` for a slip."
-        change: Change = {}
-        for path in paths:
-            if path not in self.labels:
-                raise ValueError(f"no image {path!r} under {self.root.name}")
-            was = now = self.labels[path]
-            if kind == RELABEL:
-                now = label if isinstance(label, str) else label[path]
-            if kind == RELABEL and now in ("", DELETE):
-                raise ValueError(f"{now!r} cannot be a label; choose the name of a class")
-            same = kind == RELABEL and now == was  # The label that it has is kept
-            new = Decision(KEEP if same else kind, was, now) if kind else None
-            if new != self.decisions.get(path):
-                change[path] = self.decisions.get(path), new
+        paths = list(paths)
+        if unknown := [path for path in paths if path not in self.labels]:
+            raise ValueError(f"no image {unknown[0]!r} under {self.root.name}")
+        change = what_changes(self.labels, self.decisions, paths, kind, label)
         return self.record(change) if change else change
 
     def undo(self) -> Change:
@@ -183,17 +248,12 @@ class Edits:
 
     def table(self) -> pd.DataFrame:
         "A row a decision: path, label (or `delete`), was, decision."
-        rows = [
-            (path, DELETE if kind == DELETE else label, was, kind)
-            for path, (kind, was, label) in self.decisions.items()
-        ]
-        return pd.DataFrame(rows, columns=["path", "label", "was", "decision"], dtype=object)
+        return decision_table(self.decisions)
 
     def apply(self, data: ImageData, new_classes: bool = False) -> ImageData:
         "The same data with the decisions carried out, whatever its folder is; see `relabel`."
-        table = self.table()
-        table["path"] = [str(self.root / path) for path in self.decisions]
-        return data.relabel(table, new_classes)
+        whole = [os.path.abspath(self.root / path) for path in self.decisions]
+        return data.relabel(self.table().assign(path=whole), new_classes)
 
     def to_csv(self, path: str | Path = "edits.csv", spreadsheet: bool = False) -> Path:
         "Write the table: exactly, for `data.relabel`, or as a copy that is safe in a spreadsheet."
@@ -236,9 +296,20 @@ def names_below(
     "The paths relative to `root`, written with /."
     folder = f"{root}{os.sep}"
     return [
-        path[len(folder) :].replace(os.sep, "/") if path.startswith(folder) else below(path, root)
+        path[len(folder) :].replace(os.sep, "/")
+        if path.startswith(folder)
+        else below_in_full(path, root)
         for path in paths
     ]
+
+
+def below_in_full(
+    path: str,  # Of an image
+    root: str | Path,  # A folder, which may be named otherwise: from here, or from the top
+) -> str:  # As it is if it lies elsewhere
+    "The path relative to `root`, even if only one of the two begins at the top."
+    found = below(os.path.abspath(path), os.path.abspath(root))
+    return path if os.path.isabs(found) else found
 
 
 def edits_of(

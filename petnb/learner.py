@@ -45,7 +45,7 @@ __all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FITTING', 'FORMAT', 'KINDS', '
            'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files',
            'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device',
            'vision_learner', 'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header',
-           'model_file', 'save', 'load_weights', 'load']
+           'model_file', 'save', 'load_weights', 'other_classes', 'load', 'load_body']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -762,8 +762,8 @@ class Learner:
         return extractor
 
     def asked_precision(self, what: Literal["features", "training"]) -> speed.Precision:
-        "What a checkpoint prescribes for it, or else what the user asked for."
-        return self.fixed.get(what, self.precision)
+        "What a checkpoint or a run prescribes for it, or else what the user asked for."
+        return self.fixed.get(what) or self.prescribed.get(what, self.precision)
 
     @property
     def chosen_precision(self) -> speed.Precision:
@@ -799,9 +799,9 @@ class Learner:
         "Keep weights and history as `path/name.safetensors`; see `save`."
         return save(self, name)
 
-    def load(self, name: str) -> Learner:
-        "Take back what `save` kept; see `load`."
-        return load(self, name)
+    def load(self, name: str, new_head: bool = False) -> Learner:
+        "Take back what `save` kept, or its body alone; see `load`."
+        return load(self, name, new_head)
 
     def lr_find(self, **options: Any) -> FinderResult:
         "Look for a good learning rate; see `petnb.lr_finder`."
@@ -1033,25 +1033,53 @@ def load_weights(
     for key in ("architecture", "head"):
         if found[key] != expected[key]:
             raise ValueError(f"{path} has {key} {found[key]!r}, this learner has {expected[key]!r}")
-    if found["vocab"] != expected["vocab"]:
-        only_there = sorted(set(found["vocab"]) - set(expected["vocab"]))
-        only_here = sorted(set(expected["vocab"]) - set(found["vocab"]))
+    if told := other_classes(found["vocab"], expected["vocab"]):
         raise ValueError(
-            f"{path} was trained on another vocabulary; only there: {only_there}, "
-            f"only here: {only_here}"
+            f"{path} was trained on another vocabulary; {told}. To keep what its body has learnt, "
+            f"and train this learner's new head on it: learn.load({name!r}, new_head=True)"
         )
     take_weights(learn.model, weights, path)
     return found
 
 
+def other_classes(
+    then: list[str],  # Vocabulary of a file
+    now: list[str],  # Of the learner
+) -> str:  # Nothing if they are the same
+    "How two vocabularies differ."
+    there, here = (sorted(set(one) - set(other)) for one, other in ((then, now), (now, then)))
+    if there or here:
+        return f"only there: {there}, only here: {here}"
+    return "" if then == now else "the classes are the same, in another order"
+
+
 def load(
     learn: Learner,  # Whose model takes the weights
     name: str,  # As given to `save`
+    new_head: bool = False,  # Take the body alone: other classes, another kind of head
 ) -> Learner:  # The same learner
-    """Take back what `save` kept. What is frozen stays frozen, and the curves start anew.
-    Raises `ValueError` where model or classes are others."""
+    """Take back what `save` kept. What is frozen stays frozen, and the curves start anew; with
+    `new_head`, history and counts stay too. Raises `ValueError` where model or classes are others.
+    """
+    if new_head:
+        load_body(learn, name)
+        return learn
     found = load_weights(learn, name)
     learn.recorder.forget_curves()
     learn.n_epochs, learn.n_steps = found["n_epochs"], found["n_steps"]
     learn.recorder.rows = found["history"]
     return learn
+
+# %% ../nbs/03_learner.ipynb #895b33d4
+def load_body(
+    learn: Learner,  # Whose body takes the weights; its head stays as it is
+    name: str,  # As given to `save`
+) -> None:
+    "Take back the weights of the body. Raises `ValueError` where it is another body."
+    path = model_file(learn, name)
+    (weights, found), own = read_model(path), learn.model.architecture
+    if found["architecture"] != own:
+        raise ValueError(f"{path} has the body {found['architecture']!r}, this learner has {own!r}")
+    body = {part: tensor for part, tensor in weights.items() if not part.startswith("head.")}
+    head = learn.model.head.state_dict(prefix="head.")
+    take_weights(learn.model, body | head, path)

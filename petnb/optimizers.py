@@ -16,8 +16,8 @@ from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr
 from torch import nn
 
 # %% auto #0
-__all__ = ['ParameterGroups', 'MakeOptimizer', 'OPTIMIZERS', 'Rate', 'Settings', 'optimizer_maker', 'rates', 'layer_decay',
-           'create_optimizer', 'set_rates']
+__all__ = ['ParameterGroups', 'MakeOptimizer', 'OPTIMIZERS', 'Rate', 'FUSED', 'Settings', 'optimizer_maker', 'rates',
+           'layer_decay', 'fused_options', 'create_optimizer', 'set_rates']
 
 # %% ../nbs/02a_optimizers.ipynb #591b1cfa
 ParameterGroups = list[dict[str, Any]]  # As PyTorch takes them: "params" and their settings
@@ -86,6 +86,17 @@ def layer_decay(
     return [lr * decay ** (n_groups - 1 - depth) for depth in range(n_groups)]
 
 # %% ../nbs/02a_optimizers.ipynb #4b0efb23
+FUSED = ("adamw", "adam", "sgd")  # Of these PyTorch has a step in one piece
+
+
+def fused_options(
+    make: str | MakeOptimizer,  # As for `create_optimizer`
+    device: torch.device,  # Where the parameters are
+) -> dict[str, bool]:  # For PyTorch's optimiser
+    "Whether a step is one program; on a graphics card, where starting many takes the time."
+    return {"fused": True} if device.type == "cuda" and make in FUSED else {}
+
+# %% ../nbs/02a_optimizers.ipynb #561fda2f
 def create_optimizer(
     groups: Sequence[Sequence[nn.Parameter]],  # Parameters in order of depth
     wd: float = 0.01,  # Weight decay of weight matrices; fastai's default
@@ -103,7 +114,9 @@ def create_optimizer(
                 parameter_groups.append({"params": chosen, "weight_decay": decay, "depth": depth})
     if not parameter_groups:
         raise ValueError("nothing trains: every parameter is frozen; call unfreeze() or freeze()")
-    optimizer = optimizer_maker(make)(parameter_groups)
+    device = parameter_groups[0]["params"][0].device
+    build: Any = optimizer_maker(make)
+    optimizer: torch.optim.Optimizer = build(parameter_groups, **fused_options(make, device))
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"{make} wants second derivatives, which petnb's loop does not compute")
     return optimizer

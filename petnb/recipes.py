@@ -35,7 +35,7 @@ class Recipe:
 RECIPES = {
     "fast": Recipe(fine_tune_epochs=0),
     "article": Recipe(),
-    "best": Recipe(fine_tune_epochs=6, fine_tune_lr=(1e-5, 1e-3), start_size=128, tta=4),
+    "best": Recipe(fine_tune_epochs=6, fine_tune_lr=(1e-5, 1e-3)),
 }
 
 # %% ../nbs/09d_recipes.ipynb #530f1a08

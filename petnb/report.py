@@ -210,18 +210,19 @@ refresh();
 
 # %% ../nbs/08b_report.ipynb #d466a2cb
 STYLE = """
-:root {color-scheme: light dark; --edge: #8884; --right: #3b6ea5; --wrong: #d9772b}
+:root {color-scheme: light dark; --edge: #8884; --right: #3b6ea5; --wrong: #b45a12}
 body {font: 14px/1.4 system-ui, sans-serif; margin: 16px}
 h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 #controls, #pages {display: flex; flex-wrap: wrap; gap: 6px 14px; margin-bottom: 10px}
 #both {display: flex; gap: 20px; align-items: flex-start}
 #side {flex: 1; min-width: 0; max-height: 96vh; overflow: auto; position: sticky; top: 8px}
-@media (max-width: 960px) {#both {flex-direction: column} #side {position: static}}
-#grid {display: grid; grid-template-columns: repeat(4, 150px); gap: 12px}
+@media (max-width: 960px) {#both {flex-direction: column} #side {position: static; max-width: 100%}}
+#grid {display: grid; grid-template-columns: repeat(auto-fill, 150px); gap: 12px}
+#grid {flex: none; width: min(636px, 100%)}
 .cell {margin: 0; font-size: 11px; line-height: 15px} .cell > * {display: block}
 .cell bdi, .cell div {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 .picture {width: 150px; height: 120px; object-fit: contain} div.picture {background: var(--edge)}
-.label {font-weight: bold} .quiet {color: #888}
+.label {font-weight: bold} .quiet {color: light-dark(#666, #999)}
 .bar {position: relative; height: 15px} .bar .name {position: absolute; left: 2px}
 .fill {position: absolute; inset: 1px auto 1px 0; opacity: .35}
 .bar.right .fill {background: #2e7d4f} .bar.wrong .fill {background: #b3392f}

@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from .learning_body import LearningModel
 from .safe_files import previous, read_newest, write_tensors
 
 # %% auto #0
-__all__ = ['POSITION', 'LEARNER', 'digest_of_items', 'conditions', 'watching', 'differences', 'shorten', 'machine', 'decide',
-           'state_of', 'take_back', 'under', 'fill_store', 'Checkpoint', 'checkpoint_path', 'forget_later', 'locked']
+__all__ = ['POSITION', 'LEARNER', 'digest_of_items', 'conditions_of_data', 'conditions_of_model', 'conditions_of_steps',
+           'conditions', 'watching', 'differences', 'shorten', 'machine', 'decide', 'state_of', 'remembered_by',
+           'under', 'take_back', 'take_back_optimizer', 'fill_store', 'Checkpoint', 'write_state', 'begin', 'go_on',
+           'checkpoint_path', 'forget_later', 'locked', 'remove_unfinished', 'forget_all']
 
 # %% ../nbs/03b_resume.ipynb #9e033c82
 def digest_of_items(
@@ -40,40 +43,65 @@ def digest_of_items(
         told.update(repr(image).encode())
     return told.hexdigest()[:16]
 
-
-def conditions(
+# %% ../nbs/03b_resume.ipynb #7184cc40
+def conditions_of_data(
     fit: Fit,  # Before its first step
 ) -> dict[str, Any]:  # JSON-able
-    "All that must be equal for a fit to be the same fit."
-    learn, data, places = fit.learn, fit.learn.data, [i / 8 for i in range(9)]
+    "What a fit learns from."
+    data = fit.learn.data
     dataset: Any = data.train.dataset
-    loss = getattr(learn.loss_func, "__name__", repr(learn.loss_func))
-    learnt = [name for name, p in learn.model.named_parameters() if p.requires_grad]
     return {
-        "architecture": f"{learn.model.architecture}, {learn.model.head_name} head",
-        "train_bn": learn.model.train_bn,
         "classes": list(data.vocab),
         "images": digest_of_items(data),
         "size": data.size,
         "batch_size": data.batch_size,
         "augmentation": repr(dataset.transform),
-        "seeds": [learn.seed, data.seed],
+        "seeds": [fit.learn.seed, data.seed],
         "balance": data.balance,
+        "views": fit.views,
+    }
+
+
+def conditions_of_model(
+    fit: Fit,  # Before its first step
+) -> dict[str, Any]:  # JSON-able
+    "What learns."
+    model = fit.learn.model
+    learnt = [name for name, p in model.named_parameters() if p.requires_grad]
+    return {
+        "architecture": f"{model.architecture}, {model.head_name} head",
+        "train_bn": model.train_bn,
         "what learns": hashlib.sha256(repr(learnt).encode()).hexdigest()[:16],
+        "groups": [len(group) for group in fit.learn.groups],
+    }
+
+# %% ../nbs/03b_resume.ipynb #c14ecf79
+def conditions_of_steps(
+    fit: Fit,  # Before its first step
+) -> dict[str, Any]:  # JSON-able
+    "How it learns."
+    places, loss = [i / 8 for i in range(9)], fit.learn.loss_func
+    return {
         "epochs": fit.n_epochs,
         "steps": fit.n_steps,
         "rates": list(fit.lrs),
         "schedule": [fit.schedule(place) for place in places],
         "momentum": [fit.momentum(place) for place in places],
-        "optimizer": repr(type(fit.optimizer).__name__),
+        "optimizer": type(fit.optimizer).__name__,
         "weight decay": [group.get("weight_decay", 0.0) for group in fit.optimizer.param_groups],
         "accumulate": fit.accumulate,
         "clip": repr(fit.clip),
         "mix": repr(fit.mix),
-        "views": fit.views,
-        "loss": loss,
+        "loss": getattr(loss, "__name__", repr(loss)),
         "callbacks": sorted(type(callback).__name__ for callback in watching(fit)),
     }
+
+
+def conditions(
+    fit: Fit,  # Before its first step
+) -> dict[str, Any]:  # JSON-able
+    "All that must be equal for a fit to be the same fit."
+    return conditions_of_model(fit) | conditions_of_data(fit) | conditions_of_steps(fit)
 
 
 def watching(
@@ -83,7 +111,7 @@ def watching(
     remember = [c for c in fit.callbacks if type(c).state is not Callback.state]
     return [callback for callback in remember if not callback.once]
 
-
+# %% ../nbs/03b_resume.ipynb #0d154dbb
 def differences(
     then: dict[str, Any],  # What a checkpoint says
     now: dict[str, Any],  # What is the case
@@ -155,44 +183,30 @@ def state_of(
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 numbers.setdefault(str(index), {})[name] = value
-    remembered = []
-    for position, callback in enumerate(watching(fit)):
-        known, own = callback.state()
-        remembered.append(known)
-        tensors |= {f"callback/{position}/{name}": tensor for name, tensor in own.items()}
+    remembered, own = remembered_by(watching(fit))
+    tensors |= own
     header = {"optimizer": numbers, "callbacks": remembered, "fixed": learn.fixed,
               "learner": {name: getattr(learn, name) for name in LEARNER},
               "fit": {name: getattr(fit, name) for name in POSITION}}  # fmt: skip
     return tensors, header
 
+# %% ../nbs/03b_resume.ipynb #31f24ec7
+def remembered_by(
+    callbacks: list[Callback],  # In their order
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:  # As `state_of`
+    "What each of them must know again."
+    known, tensors = [], dict[str, Tensor]()
+    for position, callback in enumerate(callbacks):
+        told, own = callback.state()
+        known.append(told)
+        tensors |= {f"callback/{position}/{name}": tensor for name, tensor in own.items()}
+    return known, tensors
+
 
 POSITION = ("epoch", "step", "first_step", "seen", "n_batches", "waited", "size", "stop")
 LEARNER = ("n_epochs", "n_steps")
 
-# %% ../nbs/03b_resume.ipynb #31f24ec7
-def take_back(
-    fit: Fit,  # Before its first step
-    tensors: dict[str, Tensor],  # From `state_of`
-    header: dict[str, Any],  # Likewise
-) -> None:
-    "Put everything where it was."
-    learn = fit.learn
-    for owner, values in ((learn, header["learner"]), (fit, header["fit"])):
-        vars(owner).update(values)
-    learn.fixed = header["fixed"]
-    learn.model.load_state_dict(under(tensors, "model"))
-    memory: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in header["optimizer"].items()}
-    for name, tensor in under(tensors, "optimizer").items():
-        index, _, key = name.partition("/")
-        memory.setdefault(int(index), {})[key] = tensor
-    groups = fit.optimizer.state_dict()["param_groups"]
-    fit.optimizer.load_state_dict({"state": memory, "param_groups": groups})
-    for position, (callback, known) in enumerate(
-        zip(watching(fit), header["callbacks"], strict=True)
-    ):
-        callback.restore(fit, known, under(tensors, f"callback/{position}"))
-
-
+# %% ../nbs/03b_resume.ipynb #3c6f1912
 def under(
     tensors: dict[str, Tensor],  # By name
     prefix: str,  # The names' first part
@@ -200,6 +214,36 @@ def under(
     "Those tensors whose names begin so."
     start = f"{prefix}/"
     return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
+
+# %% ../nbs/03b_resume.ipynb #5310ef33
+def take_back(
+    fit: Fit,  # Before its first step
+    tensors: dict[str, Tensor],  # From `state_of`
+    header: dict[str, Any],  # Likewise
+) -> None:
+    "Put everything where it was."
+    learn, watchers = fit.learn, watching(fit)
+    for owner, values in ((learn, header["learner"]), (fit, header["fit"])):
+        vars(owner).update(values)
+    learn.fixed = header["fixed"]
+    learn.model.load_state_dict(under(tensors, "model"))
+    take_back_optimizer(fit, under(tensors, "optimizer"), header["optimizer"])
+    for position, known in enumerate(header["callbacks"]):
+        watchers[position].restore(fit, known, under(tensors, f"callback/{position}"))
+
+
+def take_back_optimizer(
+    fit: Fit,  # Before its first step
+    tensors: dict[str, Tensor],  # By parameter and name
+    numbers: dict[str, dict[str, Any]],  # By parameter, what is no tensor
+) -> None:
+    "Give the optimiser its memory again; its rates are the schedule's."
+    memory: dict[int, dict[str, Any]] = {int(i): dict(known) for i, known in numbers.items()}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition("/")
+        memory.setdefault(int(index), {})[key] = tensor
+    groups = fit.optimizer.state_dict()["param_groups"]
+    fit.optimizer.load_state_dict({"state": memory, "param_groups": groups})
 
 # %% ../nbs/03b_resume.ipynb #c5e3bf13
 def fill_store(
@@ -239,46 +283,15 @@ class Checkpoint(Callback):
         self.number = learn.n_checkpointed + 1
         self.path = checkpoint_path(learn.path, self.number)
         self.conditions = conditions(fit)
-        if learn.processes.once(lambda: self.begin(learn.path)):
-            self.go_on(fit)
+        if learn.processes.once(lambda: begin(self, learn.path)):
+            go_on(fit, self.path, self.conditions)
         else:
             learn.fixed = decide(fit)
             self.write(fit)
 
-    def begin(self, folder: Path) -> bool:
-        "Lock the folder; whether there is something to go on from, or forget what is older."
-        self.lock = locked(self.path.parent)
-        if self.resume and (self.path.is_file() or previous(self.path).is_file()):
-            return True
-        forget_later(folder, self.number)
-        return False
-
-    def go_on(self, fit: Fit) -> None:
-        "Take back the last checkpoint. Raises `ValueError` if it is of another fit."
-        tensors, header = read_newest(self.path)
-        if other := differences(header["conditions"], self.conditions):
-            raise ValueError(
-                f"{self.path} is of another fit: {'; '.join(other)}. Make it the same, "
-                "or start anew with resume=False"
-            )
-        if elsewhere := differences(header["machine"], machine(fit.learn.processes.n)):
-            told = "; ".join(elsewhere)
-            warnings.warn(f"goes on, but not to the bit: {told}", stacklevel=2)
-        take_back(fit, tensors, header)
-        fill_store(fit)
-        if fit.learn.show_progress and fit.learn.processes.first:
-            print(f"goes on after step {fit.step} of {fit.n_steps}, from {self.path}", flush=True)
-
     def write(self, fit: Fit) -> None:
         "Write the state as it is now; of several processes (chapter 03d), the first does."
-        fit.learn.processes.once(lambda: self.write_file(fit))
-
-    def write_file(self, fit: Fit) -> None:
-        "The file itself."
-        tensors, header = state_of(fit)
-        now = machine(fit.learn.processes.n)
-        header |= {"conditions": self.conditions, "machine": now}
-        write_tensors(self.path, tensors, header)
+        fit.learn.processes.once(lambda: write_state(fit, self.path, self.conditions))
 
     def after_step(self, fit: Fit) -> None:
         if self.every and fit.step % self.every == 0:
@@ -292,6 +305,52 @@ class Checkpoint(Callback):
             self.lock.release()
 
 # %% ../nbs/03b_resume.ipynb #1c006066
+def write_state(
+    fit: Fit,  # Between two steps
+    path: Path,  # Of the checkpoint
+    same: dict[str, Any],  # What must be equal, from `conditions`
+) -> None:
+    "One checkpoint; the one before is kept beside it."
+    tensors, header = state_of(fit)
+    now = machine(fit.learn.processes.n)
+    write_tensors(path, tensors, header | {"conditions": same, "machine": now})
+
+# %% ../nbs/03b_resume.ipynb #ece2d64b
+def begin(
+    checkpoint: Checkpoint,  # Of a fit that has not begun
+    folder: Path,  # The learner's
+) -> bool:  # Whether there is something to go on from
+    "Lock the folder, and forget what nobody goes on from. Raises `RuntimeError` if it is taken."
+    path = checkpoint.path
+    checkpoint.lock = locked(path.parent)
+    remove_unfinished(path.parent)
+    if checkpoint.resume and (path.is_file() or previous(path).is_file()):
+        return True
+    forget_later(folder, checkpoint.number)
+    return False
+
+# %% ../nbs/03b_resume.ipynb #d6bc23b2
+def go_on(
+    fit: Fit,  # Before its first step
+    path: Path,  # Of its checkpoint
+    same: dict[str, Any],  # What must be equal, from `conditions`
+) -> None:
+    "Take back the last checkpoint. Raises `ValueError` if it is of another fit."
+    tensors, header = read_newest(path)
+    if other := differences(header["conditions"], same):
+        raise ValueError(
+            f"{path} is of another fit: {'; '.join(other)}. Make it the same, "
+            "or start anew with resume=False"
+        )
+    if elsewhere := differences(header["machine"], machine(fit.learn.processes.n)):
+        told = "; ".join(elsewhere)
+        warnings.warn(f"goes on, but not to the bit: {told}", stacklevel=2)
+    take_back(fit, tensors, header)
+    fill_store(fit)
+    if fit.learn.show_progress and fit.learn.processes.first:
+        print(f"goes on after step {fit.step} of {fit.n_steps}, from {path}", flush=True)
+
+# %% ../nbs/03b_resume.ipynb #dc9906fc
 def checkpoint_path(
     folder: Path,  # A learner's
     number: int,  # Of its fit, from 1
@@ -310,7 +369,7 @@ def forget_later(
         if found.isdigit() and int(found) >= number:
             path.unlink()
 
-
+# %% ../nbs/03b_resume.ipynb #45a890d8
 def locked(
     folder: Path,  # Of the checkpoints; made if missing
 ) -> FileLock:  # To be released
@@ -325,3 +384,27 @@ def locked(
             "learner a path of its own (vision_learner(..., path=...))"
         ) from error
     return lock
+
+# %% ../nbs/03b_resume.ipynb #cad273d0
+def remove_unfinished(
+    folder: Path,  # Locked for this process
+) -> None:
+    "Take away what killed processes left half written (chapter 02f)."
+    for path in folder.glob(".fit-*"):
+        path.unlink()
+
+# %% ../nbs/03b_resume.ipynb #5aa9ccba
+def forget_all(
+    folder: Path,  # A learner's
+) -> None:
+    "Remove all checkpoints. Raises `RuntimeError` if a training is writing there."
+    place = folder / "checkpoints"
+    if not place.is_dir():
+        return
+    lock = locked(place)
+    forget_later(folder, 1)
+    remove_unfinished(place)
+    lock.release()
+    (place / ".lock").unlink(missing_ok=True)
+    with suppress(OSError):  # Something else lies there
+        place.rmdir()

@@ -32,16 +32,18 @@ from .lr_finder import FinderResult
 from .model_card import write_model_card
 from .recipes import Recipe, find_recipe, train_everything, train_head
 from .report import KEPT
+from .resume import forget_all
 from .safe_files import replace_file
 
 # %% auto #0
 __all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'settings_of', 'run_name', 'new_run_folder',
            'draw_figures', 'result_of', 'told_of', 'as_in_file', 'write_run', 'start', 'journey', 'compare_with',
-           'train_here', 'require_backbone', 'tell', 'only_first', 'one_of_several', 'train']
+           'train_here', 'require_backbone', 'tell', 'only_first', 'one_of_several', 'train_somewhere', 'is_finished',
+           'train']
 
 # %% ../nbs/09e_runs.ipynb #065dfc44
 GIVEN = ("size", "batch_size", "seed", "workers", "augment", "on_bad", "valid_pct", "test_pct",
-         "min_images", "classes")  # fmt: skip
+         "min_images", "classes", "groups", "balance")  # fmt: skip
 
 
 def data_options(
@@ -180,7 +182,7 @@ def as_in_file(
     plain = certainty.temperature == 1
     return interp if plain else rescaled(interp, certainty.temperature)
 
-# %% ../nbs/09e_runs.ipynb #1254cf36
+# %% ../nbs/09e_runs.ipynb #ff4a3808
 def write_run(
     learn: Learner,  # After training
     interp: Interpretation,  # Of the images held out
@@ -209,7 +211,8 @@ def start(
     require_backbone(arguments.backbone)
     data = processes.in_turn(lambda: read_data(arguments))
     print(data)
-    learn = vision_learner(data, arguments.backbone, head=arguments.head, seed=arguments.seed)
+    options = {"head": arguments.head, "seed": arguments.seed, "precision": arguments.precision}
+    learn = vision_learner(data, arguments.backbone, **options)
     if earlier := arguments.resume or arguments.repeat:
         for difference in what_differs(earlier, learn):
             print(f"not as in {earlier}: {difference}")
@@ -257,7 +260,7 @@ def compare_with(
 def train_here(
     arguments: Namespace,  # Of `petnb train`
     processes: Processes,  # That train together, or one alone
-) -> dict[str, Any]:  # What came of it
+) -> Path:  # The run folder
     "The whole journey in this process; leaves a run folder."
     learn, recipe, folder = start(arguments, processes)
     options = {
@@ -272,12 +275,11 @@ def train_here(
         write_run(learn, interp, certainty, result, folder)
         draw_figures(learn, as_in_file(interp, certainty), found, folder / "figures")
         note(learn, folder)  # Once more, with the precisions that were decided
+        forget_all(folder)  # Its checkpoints, now that all else is there
 
     processes.once(leave)
     tell(interp, head, result, folder)
-    if arguments.repeat:
-        result["unequal_tensors"] = compare_with(arguments.repeat, folder)
-    return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}
+    return folder
 
 # %% ../nbs/09e_runs.ipynb #4e018e3d
 from difflib import get_close_matches
@@ -339,15 +341,38 @@ def one_of_several(
             raise SystemExit(fail(error, as_json=False)) from error
 
 # %% ../nbs/09e_runs.ipynb #3f1a8d03
+def train_somewhere(
+    arguments: Namespace,  # Of `petnb train`
+    processes: Processes,  # That somebody else has started, or this one alone
+) -> Path:  # The run folder
+    "Train in this process, or start as many as were asked for."
+    if not processes.n == 1 < arguments.processes:
+        return train_here(arguments, processes)
+    folder = str(arguments.out or run_name())
+    launch(arguments.processes, one_of_several, Namespace(**vars(arguments) | {"out": folder}))
+    return Path(folder)
+
+# %% ../nbs/09e_runs.ipynb #b059e371
+def is_finished(
+    folder: Path,  # Of a run
+) -> bool:
+    "Whether there is nothing left to do."
+    left = any((folder / "checkpoints").glob("fit-*.safetensors"))
+    return (folder / "result.json").is_file() and not left
+
+
 def train(
     arguments: Namespace,  # Of `petnb train`
 ) -> dict[str, Any]:  # What came of it
     "Train in this process, or in several (chapter 03d); leave a run folder."
     processes = join_processes()
-    if not processes.n == 1 < arguments.processes:
-        with only_first(processes):
-            return train_here(arguments, processes)
-    folder = Path(arguments.out or run_name())
-    launch(arguments.processes, one_of_several, Namespace(**vars(arguments) | {"out": str(folder)}))
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    with only_first(processes):
+        if arguments.resume and is_finished(Path(arguments.resume)):
+            folder = Path(arguments.resume)
+            print(f"{folder} is finished; --repeat {folder} does it once more")
+        else:
+            folder = train_somewhere(arguments, processes)
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if arguments.repeat:
+            result["unequal_tensors"] = compare_with(arguments.repeat, folder)
     return {"run": str(folder), "model": str(folder / "model.safetensors"), **result}

@@ -32,7 +32,7 @@ def previous(
     "Where the file is kept that was there before: `stage-1.previous.safetensors`."
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
-
+# %% ../nbs/02f_safe_files.ipynb #86ccb631
 @contextmanager
 def replacing(
     path: Path,  # In a folder that exists
@@ -52,7 +52,7 @@ def replacing(
         with suppress(FileNotFoundError):
             unfinished.unlink()
 
-
+# %% ../nbs/02f_safe_files.ipynb #44174819
 def replace_file(
     path: Path,  # Its folder is made if missing
     content: bytes,  # All of it
@@ -82,7 +82,7 @@ def keep_previous(
         shutil.copy2(path, second)
     os.replace(second, previous(path))
 
-
+# %% ../nbs/02f_safe_files.ipynb #9b93de2e
 def sync_folder(
     folder: Path,  # In which a name has changed
 ) -> None:
@@ -124,7 +124,7 @@ def fingerprint(
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
-
+# %% ../nbs/02f_safe_files.ipynb #6a37f8cd
 def write_tensors(
     path: Path,  # Of the file; its folder is made if missing
     tensors: Mapping[str, Tensor],  # On any device
@@ -150,7 +150,7 @@ def read_object(
         raise ValueError(f"the header is a {type(found).__name__}, not an object")
     return found
 
-
+# %% ../nbs/02f_safe_files.ipynb #a23e22e5
 def read_tensors(
     path: Path,  # A file that `write_tensors` wrote
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # Tensors by name, and the header

@@ -22,11 +22,11 @@ import pandas as pd
 from .data import Groups, ImageData, Options, Split, Splitter, from_lists, image_files
 
 # %% auto #0
-__all__ = ['SIDES', 'TRUTH', 'DUPLICATES', 'SIDE_FOLDERS', 'DELETE', 'FORMULA', 'read_table', 'column', 'find_images', 'from_df',
-           'from_csv', 'from_function', 'group_names', 'wants_duplicates', 'find_together', 'make_items',
-           'choose_classes', 'fold_numbers', 'hold_out_groups', 'side_folder', 'by_folder', 'k_fold', 'by_file',
-           'by_indices', 'hold_out', 'as_splitter', 'split_items', 'below', 'from_folder', 'check_sides', 'subset',
-           'check_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
+__all__ = ['SIDES', 'TRUTH', 'DUPLICATES', 'SAME', 'SIDE_FOLDERS', 'DELETE', 'FORMULA', 'read_table', 'column', 'find_images',
+           'from_df', 'from_csv', 'from_function', 'group_names', 'wants_duplicates', 'find_together', 'make_items',
+           'choose_classes', 'deal_originals', 'mark_copies', 'fold_numbers', 'hold_out_groups', 'side_folder',
+           'by_folder', 'k_fold', 'by_file', 'by_indices', 'hold_out', 'as_splitter', 'split_items', 'below',
+           'from_folder', 'check_sides', 'subset', 'check_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
 
 # %% ../nbs/00c_sources.ipynb #f9280028
 def read_table(
@@ -279,6 +279,40 @@ def choose_classes(
         notes.append(f"left out, under {min_images} images: {named}")
     return items[~items["label"].isin(list(small.index))].reset_index(drop=True), notes
 
+# %% ../nbs/00c_sources.ipynb #348945fe
+SAME = "same bytes"  # Column, for the time of the split: the first file with the same content
+
+
+def deal_originals(
+    items: pd.DataFrame,  # With `label` and SAME
+    deal: Callable[[pd.DataFrame], np.ndarray],  # From a table without copies to one value an image
+    stays: int,  # Value of images that are not dealt
+) -> np.ndarray:  # One value an image
+    "Deal one of each file; copies go where it goes, and what has two labels is not dealt."
+    undisputed = items.groupby(SAME)["label"].transform("nunique") == 1
+    dealt = items[undisputed & ~items[SAME].duplicated()]
+    values = deal(dealt.drop(columns=SAME).reset_index(drop=True))
+    value_of = dict(zip(dealt[SAME], values.tolist(), strict=True))
+    return np.array([value_of.get(first, stays) for first in items[SAME]])
+
+# %% ../nbs/00c_sources.ipynb #498cc733
+def mark_copies(
+    items: pd.DataFrame,  # With `together`, where images belong to groups
+    copies: Sequence[int] | None,  # For each, the position of the first with the same bytes
+) -> pd.DataFrame:  # With a column SAME, or with larger groups; as it was if there are no copies
+    "Let the split know of copies."
+    places = list(range(len(items)))
+    if copies is None or list(copies) == places:
+        return items
+    if "together" not in items:
+        return items.assign(**{SAME: list(copies)})
+    from petnb.doctor import group_numbers
+
+    groups, first = items["together"].tolist(), dict[str, int]()
+    members = [(first.setdefault(group, place), place) for place, group in enumerate(groups)]
+    leaders = group_numbers(len(items), [*zip(copies, places, strict=True), *members])
+    return items.assign(together=[groups[leader] for leader in leaders])
+
 # %% ../nbs/00c_sources.ipynb #9ded7698
 def _movable(items: pd.DataFrame) -> tuple[np.ndarray, pd.Series[Any]]:
     "Positions of the images that may be held out, and the unit (group or image) of every image."
@@ -295,6 +329,8 @@ def fold_numbers(
     "Deal the images into `n` folds with about the same mixture of classes; groups stay whole."
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    if SAME in items:
+        return deal_originals(items, lambda few: fold_numbers(few, n, seed), -1)
     free, units = _movable(items)
     labels, units = items["label"].iloc[free], units.iloc[free]
     if n > min(units.nunique(), labels.value_counts().max() if len(free) else 0):
@@ -427,6 +463,8 @@ def hold_out(
     "Hold out a share of the images; classes with a single one are only learnt from."
     if not 0 < pct < 1:
         raise ValueError(f"the share to hold out is {pct}; it lies between 0 and 1")
+    if SAME in items:
+        return deal_originals(items, lambda few: hold_out(few, way, pct, seed), False)
     if "together" in items and way == "random":
         from sklearn.model_selection import GroupShuffleSplit
 
@@ -467,12 +505,14 @@ def split_items(
     valid_pct: float = 0.2,  # Share of all images that is held out
     test_pct: float = 0.0,  # Share of all images for the last test
     seed: int = 42,  # Decides what chance decides
+    copies: Sequence[int] | None = None,  # Of each, the first with the same bytes; None: no copies
 ) -> list[str]:  # "train", "valid" or "test" for each image
     "Choose the side of each image. Raises `ValueError` for a side that is none."
     if not 0 <= test_pct < 1 - (valid_pct if isinstance(valid, str) else 0):
         raise ValueError(
             f"test_pct {test_pct} and valid_pct {valid_pct} leave nothing to learn from"
         )
+    items = mark_copies(items, copies)
     sides = np.full(len(items), "train", dtype=object)
     if test_pct:
         way = "random" if isinstance(valid, str) and valid == "random" else "stratified"
@@ -699,7 +739,7 @@ def summary_html(
     if len(shown) < len(counts):
         lines.append(f"below, the {len(shown)} smallest of {len(counts)} classes")
     head = "".join(
-        f'<th style="color:{SIDE_COLORS[side]}">{escape(SIDE_WORDS[side])}</th>'
+        f'<th style="border-bottom:3px solid {SIDE_COLORS[side]}">{escape(SIDE_WORDS[side])}</th>'
         for side in map(str, counts)
     )
     rows = "".join(

@@ -14,13 +14,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
@@ -29,31 +31,66 @@ from torchvision.transforms.v2 import functional as F
 from .data import ImageData, available_cores, open_image, show_images
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'GREY', 'AGAIN', 'SUDDEN', 'HELP', 'valid_transform', 'RandomLight', 'relight', 'train_transform',
-           'view_seed', 'ImageDataset', 'decoding_threads', 'file_version', 'EpochBatches', 'turns', 'BalancedBatches',
+__all__ = ['CROP_PCT', 'GREY', 'T', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform', 'RandomLight', 'relight',
+           'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads', 'on_all_cores',
+           'make_views', 'ImageDataset', 'file_version', 'EpochBatches', 'turns', 'BalancedBatches',
            'WorkerKilledError', 'explained', 'ImageLoader', 'explain_signals', 'default_workers', 'ignore_ctrl_c',
            'training_transform', 'make_loader', 'choose_batches', 'epoch_batches', 'show_batch', 'Normalize',
            'show_tensors']
 
+# %% ../nbs/01_transforms.ipynb #2187e142
+class View(v2.Transform):  # type: ignore[misc]
+    "A transform in two steps: what chance decides, and the work on the pixels."
+
+    def draw(
+        self,
+        image: Tensor,  # Bytes, 3 x h x w
+    ) -> Any:  # What `apply` needs to know
+        "All that chance decides about one view: here, nothing."
+        return None
+
+    def apply(
+        self,
+        image: Tensor,  # Bytes, 3 x h x w
+        drawn: Any,  # From `draw`
+    ) -> Tensor:  # Bytes, 3 x size x size
+        "The view; no chance involved."
+        raise NotImplementedError
+
+    def forward(self, image: Any) -> Tensor:
+        "Both steps, for an image of Pillow's or its bytes."
+        pixels: Tensor = F.to_image(image).as_subclass(Tensor)
+        return self.apply(pixels, self.draw(pixels))
+
 # %% ../nbs/01_transforms.ipynb #988e0b89
 CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
+
+
+class MiddleView(View):
+    "The square in the middle of the image, scaled."
+
+    def __init__(
+        self,
+        size: int,  # Side of the square, in pixels
+        side: int,  # To which the shorter side is scaled before
+        squish: bool,  # Or both sides
+    ):
+        super().__init__()
+        self.size, self.sides = size, [side, side] if squish else [side]
+
+    def apply(self, image: Tensor, drawn: Any) -> Tensor:
+        scaled = F.resize(image, self.sides, InterpolationMode.BICUBIC, antialias=True)
+        middle: Tensor = F.center_crop(scaled, [self.size])
+        return middle
 
 
 def valid_transform(
     size: int,  # Side of the square, in pixels
     crop_pct: float = CROP_PCT,  # Share of the shorter side that is kept
     squish: bool = False,  # Squeeze the whole image to a square first, as fastai does
-) -> v2.Transform:  # From a PIL image, or its bytes, to uint8, 3 x size x size
+) -> View:  # From a PIL image, or its bytes, to uint8, 3 x size x size
     "Scale the shorter side to `size / crop_pct`, and cut the middle out: no chance involved."
-    side = round(size / crop_pct)
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize((side, side) if squish else side, InterpolationMode.BICUBIC, antialias=True),
-            v2.CenterCrop(size),
-            v2.ToPureTensor(),
-        ]
-    )
+    return MiddleView(size, round(size / crop_pct), squish)
 
 # %% ../nbs/01_transforms.ipynb #8500edc1
 GREY = (0.2989, 0.587, 0.114)  # Weights of red, green and blue (ITU-R BT.601)
@@ -93,26 +130,41 @@ def relight(
     mean_grey = float(grey @ pixels.mean(1))
     added = (1 - contrast) * brightness * mean_grey
     found = torch.addmm(torch.tensor(added + 0.5), brightness * contrast * matrix, pixels)
-    return found.clamp_(0, 255).byte().view(image.shape)
+    return found.clamp_(0, 255).to(torch.int16).byte().view(image.shape)  # Quicker by way of int16
 
 # %% ../nbs/01_transforms.ipynb #943db0b2
+class RandomView(View):
+    "A random square, mirrored half of the time, in slightly other light."
+
+    def __init__(
+        self,
+        size: int,  # Side of the square, in pixels
+        scale: tuple[float, float],  # Share of the area that is cut out
+        light: float,  # Brightness and contrast change by up to this share, colour by half of it
+    ):
+        super().__init__()
+        self.cut = v2.RandomResizedCrop(size, scale)
+        self.light = RandomLight(light, light / 2)
+
+    def draw(self, image: Tensor) -> tuple[dict[str, int], bool, dict[str, float]]:
+        "Where the cut is, whether it is mirrored, and the three factors of the light."
+        place = self.cut.make_params([image])
+        return place, bool(torch.rand(1) < 0.5), self.light.make_params([])
+
+    def apply(self, image: Tensor, drawn: tuple[dict[str, int], bool, dict[str, float]]) -> Tensor:
+        place, mirrored, light = drawn
+        way = {"interpolation": InterpolationMode.BICUBIC, "antialias": True}
+        view = F.resized_crop(image, size=list(self.cut.size), **place, **way)
+        return relight(F.horizontal_flip(view) if mirrored else view, **light)
+
+
 def train_transform(
     size: int,  # Side of the square, in pixels
     scale: tuple[float, float] = (0.35, 1.0),  # Share of the area that is cut out
     light: float = 0.2,  # Brightness, contrast and colour change by up to this share
-) -> v2.Transform:  # From a PIL image, or its bytes, to uint8, 3 x size x size
+) -> View:  # From a PIL image, or its bytes, to uint8, 3 x size x size
     "A random square, mirrored half of the time, in slightly other light."
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.RandomResizedCrop(
-                size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True
-            ),
-            v2.RandomHorizontalFlip(),
-            RandomLight(light, light / 2),
-            v2.ToPureTensor(),
-        ]
-    )
+    return RandomView(size, scale, light)
 
 # %% ../nbs/01_transforms.ipynb #864e1983
 def view_seed(
@@ -122,6 +174,54 @@ def view_seed(
 ) -> int:  # A seed for one view, from 0 to 2^64 - 1
     "A number that looks random and depends on nothing but its three arguments."
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0])
+
+# %% ../nbs/01_transforms.ipynb #0dc97faa
+def decoding_threads() -> int:
+    "One for each core, as decoding does not hold Python up; one where there are other processes."
+    alone = torch.utils.data.get_worker_info() is None
+    return available_cores() if alone else 1
+
+
+@cache
+def kept_threads(
+    n: int,  # How many
+    process: int,  # The number of this process: threads do not survive a fork
+) -> ThreadPoolExecutor:
+    "Threads that do one thing at a time each."
+    limits = ThreadpoolController()
+
+    def alone() -> None:
+        limits.limit(limits=1, user_api="openmp")
+
+    return ThreadPoolExecutor(n, initializer=alone)
+
+
+T = TypeVar("T")
+
+
+def on_all_cores(
+    work: Callable[..., T],  # That does not hold Python up
+    *arguments: Iterable[Any],  # As for `map`
+) -> list[T]:
+    "The results in order; by threads, where this process has several cores for itself."
+    if (n := decoding_threads()) == 1:
+        return list(map(work, *arguments))
+    return list(kept_threads(n, os.getpid()).map(work, *arguments))
+
+# %% ../nbs/01_transforms.ipynb #ba9b1787
+def make_views(
+    transform: Callable[[Tensor], Tensor],  # A `View`, or any other
+    images: Sequence[Tensor],  # Bytes, 3 x h x w each
+    seeds: Sequence[int],  # One for each
+) -> list[Tensor]:  # Bytes, 3 x size x size each
+    "Each image as its seed has it; the program's own random numbers are left as they were."
+    first = transform.draw if isinstance(transform, View) else transform
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(images, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            found.append(first(image))
+    return on_all_cores(transform.apply, images, found) if isinstance(transform, View) else found
 
 # %% ../nbs/01_transforms.ipynb #a7431fb8
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -148,12 +248,10 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         "A whole batch at once, which is how a loader asks."
-        images, views = self.pixels([index for _, index in keys]), []
-        with torch.random.fork_rng(devices=[]):
-            for (epoch, index), image in zip(keys, images, strict=True):
-                torch.default_generator.manual_seed(view_seed(self.seed, epoch, index))
-                views.append((self.transform(image), torch.tensor(self.targets[index])))
-        return views
+        images = self.pixels([index for _, index in keys])
+        views = make_views(self.transform, images, [view_seed(self.seed, *key) for key in keys])
+        targets = torch.tensor([self.targets[index] for _, index in keys])
+        return list(zip(views, targets, strict=True))
 
     def pixels(self, indices: Sequence[int]) -> list[Tensor]:
         "Bytes, 3 x h x w each; decoded anew only if a file has changed or there was no room."
@@ -164,10 +262,9 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             if index in self.decoded and self.decoded[index][0] == versions[index]
         }
         missing = [index for index in versions if index not in found]
-        with ThreadPoolExecutor(decoding_threads()) as threads:
-            for index, image in zip(missing, threads.map(self.decode, missing), strict=True):
-                found[index] = image
-                self.keep(index, versions[index], image)
+        for index, image in zip(missing, on_all_cores(self.decode, missing), strict=True):
+            found[index] = image
+            self.keep(index, versions[index], image)
         return [found[index] for index in indices]
 
     def decode(self, index: int) -> Tensor:
@@ -188,12 +285,6 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         files = [(path, file_version(path)) for path in self.paths]
         told = repr((files, self.targets, self.transform, self.seed))
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-
-
-def decoding_threads() -> int:
-    "One for each core, as decoding does not hold Python up; one where there are other processes."
-    alone = torch.utils.data.get_worker_info() is None
-    return available_cores() if alone else 1
 
 
 def file_version(

@@ -1,14 +1,22 @@
-"""A training that test_resume.py starts, kills and starts again.
+"""Trainings that test_resume.py starts, kills and starts again, each a process of its own.
 
-python tests/resume_child.py FOLDER '{"kind": ..., "workers": ..., "kill": [moment, number]}'
+python tests/resume_child.py, and then on standard input, one a line:
+{"folder": ..., "kind": ..., "workers": ..., "kill": [moment, number]}
+
+Answers with an exit code a line. Libraries are imported once: each training is forked from a
+process that has computed nothing.
 """
 
+import hashlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
 
 from petnb.callbacks import EarlyStopping, SaveModel, WeightAverage
 from petnb.data import ImageData
@@ -62,7 +70,26 @@ def kill_in_write(number: int) -> None:
     safe_files.replace_file = cut_short
 
 
-def train(learn: Learner, kind: str, killers: list[Callback]) -> None:
+def contents(folder: Path) -> dict[str, str]:
+    """A hash of each file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def kill_in_finder(learn: Learner, number: int) -> None:
+    """In the finder's n-th step; what the folder held when it began is written beside it."""
+    before, calls = json.dumps(contents(learn.path)), iter(range(10_000))
+    learn.path.with_suffix(".before.json").write_text(before, encoding="utf-8")
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if next(calls) == number:
+            die()
+        return F.cross_entropy(logits, targets)
+
+    learn.loss_func = loss
+
+
+def train(learn: Learner, kind: str, killers: list[Callback], in_finder: int) -> None:
     """Each kind has something else to remember."""
     options: dict[str, Any] = {"checkpoint_every": 2, "resume": True}
     if kind == "views":
@@ -75,7 +102,10 @@ def train(learn: Learner, kind: str, killers: list[Callback]) -> None:
         learn.fit(3, 3e-3, mixup=0.4, callbacks=watching, **options)
     else:
         learn.fit_one_cycle(2, callbacks=killers, **options)
-        learn.lr_find()
+        learn.save("head")
+        if in_finder:
+            kill_in_finder(learn, in_finder)
+        learn.lr_find(n_steps=20)
         learn.fit_one_cycle(2, 1e-3, callbacks=killers, clip=1.0, **options)
 
 
@@ -91,7 +121,7 @@ def main(folder: str, workers: int, kind: str, kill: list[Any]) -> None:
         for name, made in (("step", KillAtStep), ("validation", KillInValidation))
         if name == moment
     ]
-    train(learn, kind, killers)
+    train(learn, kind, killers, number if moment == "finder" else 0)
     learn.save("end")
     rows = [
         {name: value for name, value in row.items() if name != "seconds"}
@@ -101,5 +131,20 @@ def main(folder: str, workers: int, kind: str, kill: list[Any]) -> None:
     (Path(folder) / "end.json").write_text(json.dumps(told), encoding="utf-8")
 
 
+def in_a_fork(order: dict[str, Any]) -> int:
+    """The exit code of a training; minus the signal that ended it."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            main(**order)
+            code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], **json.loads(sys.argv[2]))
+    for line in sys.stdin:
+        print(in_a_fork(json.loads(line)), flush=True)

@@ -25,6 +25,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.constants import SAFETENSORS_MAX_HEADER_LENGTH
+from PIL import Image
 from safetensors import safe_open
 
 from petnb import cli
@@ -38,7 +39,7 @@ from petnb.interpretation import Interpretation
 from petnb.learner import read_model
 from petnb.model_card import as_text
 from petnb.recipes import RECIPES, Recipe
-from petnb.runs import to_toml
+from petnb.runs import read_data, to_toml
 from petnb.safe_files import write_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,6 +179,27 @@ def test_a_run_is_started_from_its_settings(
         if name != "version":
             assert again[name] == value, name
     assert parse(["train", "--config", str(place / "run"), "--seed", "7"]).seed == 7
+
+
+def test_options_about_images_reach_them_and_the_settings(place: Path) -> None:
+    words = ["train", "--data", str(place / "photographs"), *SMALL]
+    plain, data = (
+        read_data(parse([*words, *more]))
+        for more in ([], ["--groups", "duplicates", "--balance", "--augment", "none"])
+    )
+    assert (plain.balance, plain.augment) == (False, None)
+    assert (data.balance, data.augment) == (True, "none")
+    assert "together" in data.items
+    assert "together" not in plain.items
+    assert parse([*words, "--balance", "--no-balance"]).balance is False
+
+
+def test_the_settings_of_a_balanced_run_are_read_again(tmp_path: Path) -> None:
+    typed = parse(["train", "--balance", "--groups", "duplicates", "--on-bad", "skip"])
+    kept = {name: getattr(typed, name) for name in ("balance", "groups", "on_bad")}
+    (tmp_path / "config.toml").write_text(to_toml(kept), encoding="utf-8")
+    again = vars(parse(["train", "--config", str(tmp_path)]))
+    assert {name: again[name] for name in kept} == kept
 
 
 # -- Sure or not ---------------------------------------------------------------------------------
@@ -424,6 +446,27 @@ def test_a_slip_in_a_name_is_recognised(
     assert hint in told
     assert len(told.splitlines()) <= 2
     assert not (place / "runs").exists()
+
+
+def test_check_finds_near_twins_across_the_split_until_they_are_kept_together(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place / "photographs", tmp_path / "mine")
+    for path in sorted((tmp_path / "mine").rglob("*.jpg")):
+        copy, again = (path.with_name(f"{path.stem}{end}.jpg") for end in ("-copy", "-again"))
+        if path.parent.name == "pug":  # The same bytes: kept together anyway
+            shutil.copy(path, copy)
+        with Image.open(path) as image:
+            image.save(again, quality=60)
+    words = ["check", tmp_path / "mine"]
+    code, told, _ = answer(capsys, *words)
+    assert code == 1
+    leaks = [Path(row["path"]) for row in told["findings"] if row["finding"] == "leak"]
+    assert leaks
+    code, told, _ = answer(capsys, *words, "--groups", "duplicates")
+    assert code == 0
+    assert told["counts"]["exact duplicate"] == 10
+    assert told["counts"]["near duplicate"] == 30
 
 
 def test_broken_files_are_named_with_the_ways_on(

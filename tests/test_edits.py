@@ -182,6 +182,21 @@ def test_both_sides_of_a_split_share_a_journal(folders: ImageData, tmp_path: Pat
     assert len(folders.relabel(valid.table()).items) == len(folders.items) - 2
 
 
+def test_a_folder_is_the_same_by_its_short_name(
+    folders: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interpretation that was kept has whole paths; the data of today may be named from here."""
+    monkeypatch.chdir(tmp_path)
+    short = ImageData.from_folder("pets")
+    for items, root in ((folders.items, short.root), (short.items, folders.root)):
+        edits = edits_of(items, root, tmp_path / f"journal {root.is_absolute()}")
+        assert sorted(edits.labels) == sorted(files(folders.root))
+        edits.decide([next(iter(edits.labels))], DELETE)
+        for data in (folders, short):
+            assert len(data.relabel(edits.table()).items) == 7
+        assert len(edits.apply(short if root == short.root else folders).items) == 7
+
+
 # -- Tables --------------------------------------------------------------------------------------
 
 

@@ -364,10 +364,38 @@ def test_other_classes(data: ImageData, tmp_path: Path, merge: dict[str, str], w
     other = ImageData.drawn_pets(12, 128, size=32, batch_size=20, workers=0, merge=merge)
     learn = learner(other, path=tmp_path)
     before = weights(learn)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words + r".* learn\.load\('stage', new_head=True\)"):
         learn.load("stage")
     assert same(before, weights(learn))
     assert Predictor.load(tmp_path / "stage.safetensors").vocab == data.vocab
+
+
+def test_classes_in_another_order(data: ImageData, tmp_path: Path) -> None:
+    """As many, and the same names: every answer would be another one's."""
+    learn = learner(data, path=tmp_path)
+    tensors, header = read_tensors(learn.save("stage"))
+    write_tensors(tmp_path / "stage.safetensors", tensors, header | {"vocab": data.vocab[::-1]})
+    with pytest.raises(ValueError, match="the classes are the same, in another order"):
+        learn.load("stage")
+
+
+@pytest.mark.parametrize("head", ["linear", "fastai"])
+def test_a_new_head_on_a_body_that_has_learnt(data: ImageData, tmp_path: Path, head: str) -> None:
+    """What the message offers: the body comes, the head stays, and it can be trained."""
+    trained = learner(data, path=tmp_path)
+    trained.fit(1, 1e-3)
+    trained.save("stage")
+    other = ImageData.drawn_pets(12, 128, size=32, batch_size=20, workers=0, merge={"pug": "dog"})
+    learn = learner(other, path=tmp_path, head=head)
+    before = weights(learn)
+    assert learn.load("stage", new_head=True) is learn
+    for name, tensor in weights(learn).items():
+        expected = before if name.startswith("head.") else trained.model.state_dict()
+        assert torch.equal(tensor, expected[name]), name
+    assert (learn.n_epochs, learn.recorder.rows) == (0, [])
+    learn.fit(1, 1e-3)
+    with pytest.raises(ValueError, match=r"has the body 'resnet10t.*', this learner has"):
+        vision_learner(data, path=tmp_path, show_progress=False).load("stage", new_head=True)
 
 
 # -- Folders that cannot be written (27) ---------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import petnb
 
@@ -122,6 +123,13 @@ def test_nbdev_knows_every_module() -> None:
 def test_the_version_is_that_of_the_settings() -> None:
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
     assert f"\nversion = {petnb.__version__}\n" in settings
+
+
+def test_changelog_and_citation_tell_of_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## ([\d.]+)", changelog, re.M)[0] == petnb.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == petnb.__version__
 
 
 def test_the_package_is_typed() -> None:

@@ -1,6 +1,6 @@
 """A training that is killed at any moment goes on to the same bits.
 
-Five kills here; `PETNB_KILLS=50 python -m pytest tests/test_resume.py` makes fifty.
+Six kills here; `PETNB_KILLS=50 python -m pytest tests/test_resume.py` makes fifty.
 """
 
 import json
@@ -10,18 +10,21 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from resume_child import contents
 
 from petnb.data import ImageData
 from petnb.learner import Learner, vision_learner
-from petnb.resume import checkpoint_path, differences
+from petnb.resume import checkpoint_path, differences, forget_all
 from petnb.safe_files import previous, read_tensors
 
 CHILD = Path(__file__).with_name("resume_child.py")
+Run = Callable[..., int]
 KINDS = ("views", "everything", "average", "two fits")
 N_STEPS = {"views": 12, "everything": 4, "average": 12, "two fits": 16}
 FIXED = [
@@ -30,31 +33,45 @@ FIXED = [
     ("average", ["validation", 2], 2),
     ("two fits", ["step", 11], 0),
     ("average", ["write", 4], 0),
+    ("two fits", ["finder", 7], 0),
 ]
 
 
 def kills() -> list[tuple[str, list[Any], int]]:
-    """(kind, moment, workers of the process that goes on): five, or more at random places."""
+    """(kind, moment, workers of the process that goes on): six, or more at random places."""
     dice = random.Random(7)
     found = list(FIXED)
     while len(found) < int(os.environ.get("PETNB_KILLS", len(FIXED))):
         kind = dice.choice(KINDS)
-        moment = dice.choice(["step", "write", "validation"])
-        highest = {"step": N_STEPS[kind], "write": N_STEPS[kind] // 2, "validation": 2}[moment]
-        found.append((kind, [moment, dice.randint(1, highest)], dice.choice([0, 2])))
+        moments = ["step", "write", "validation", *(["finder"] if kind == "two fits" else [])]
+        moment = dice.choice(moments)
+        highest = {"step": N_STEPS[kind], "write": N_STEPS[kind] // 2, "validation": 2}
+        highest["finder"] = 19
+        found.append((kind, [moment, dice.randint(1, highest[moment])], dice.choice([0, 2])))
     return found
 
 
-def run(folder: Path, kind: str, kill: list[Any], workers: int = 0) -> int:
-    """The exit code of a training in a process of its own."""
-    told = json.dumps({"kind": kind, "kill": kill, "workers": workers})
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Trains in a process of its own, and answers with its exit code."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHILD.parent.parent)}
-    command = [sys.executable, str(CHILD), str(folder), told]
-    return subprocess.run(command, env=environment, check=False).returncode
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(CHILD)], env=environment, **pipes) as parent:
+        orders, answers = parent.stdin, parent.stdout
+        assert orders
+        assert answers
+
+        def one(folder: Path, kind: str, kill: list[Any], workers: int = 0) -> int:
+            order = {"folder": str(folder), "kind": kind, "kill": kill, "workers": workers}
+            print(json.dumps(order), file=orders, flush=True)
+            return int(answers.readline())
+
+        yield one
+        orders.close()
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Trainings that nobody interrupts, made when they are asked for."""
 
     class Made(dict[str, Path]):
@@ -66,21 +83,26 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Made()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork and no kill -9 here")
 @pytest.mark.parametrize(("kind", "kill", "workers"), kills())
 def test_killed_and_resumed(
-    whole: dict[str, Path], tmp_path: Path, kind: str, kill: list[Any], workers: int
+    run: Run, whole: dict[str, Path], tmp_path: Path, kind: str, kill: list[Any], workers: int
 ) -> None:
     assert run(tmp_path, kind, kill) == -signal.SIGKILL
     assert not (tmp_path / "end.json").exists()
+    if kill[0] == "finder":
+        before = tmp_path.with_suffix(".before.json").read_text(encoding="utf-8")
+        assert {"head.safetensors", "fit-1.safetensors"} < json.loads(before).keys()
+        assert contents(tmp_path) == json.loads(before)
     assert run(tmp_path, kind, [], workers) == 0
-    for file in ("end.json", "end.safetensors"):
-        assert (tmp_path / file).is_file()
     one, _ = read_tensors(whole[kind] / "end.safetensors")
     two, _ = read_tensors(tmp_path / "end.safetensors")
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
     assert (tmp_path / "end.json").read_text() == (whole[kind] / "end.json").read_text()
-    assert not list((tmp_path / "checkpoints").glob("*.part")) or kill[0] == "write"
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    fits = [f"fit-{number}{what}.safetensors" for number in (1, 2) for what in ("", ".previous")]
+    assert left <= {".lock", *fits}
 
 
 # -- In one process ------------------------------------------------------------------------------
@@ -93,6 +115,14 @@ def data() -> ImageData:
 
 def learner(data: ImageData, path: Path, **options: Any) -> Learner:
     return vision_learner(data, path=path, precision="float32", show_progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a learner that had two epochs, with checkpoints."""
+    path = tmp_path_factory.mktemp("finished")
+    learner(data, path).fit(2, checkpoint_every=9)
+    return path
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: ImageData, tmp_path: Path) -> None:
@@ -143,28 +173,42 @@ def test_starting_anew_forgets_what_came_later(data: ImageData, tmp_path: Path) 
     ],
 )
 def test_another_fit_is_refused(
-    data: ImageData, tmp_path: Path, changed: dict[str, Any], told: str
+    data: ImageData, finished: Path, changed: dict[str, Any], told: str
 ) -> None:
-    learner(data, tmp_path).fit(2, checkpoint_every=9)
-    options = {name: changed.pop(name) for name in ("seed", "head") if name in changed}
-    learn = learner(data, tmp_path, **options)
-    if changed.pop("unfreeze", False):
+    options = {name: changed[name] for name in ("seed", "head") if name in changed}
+    learn = learner(data, finished, **options)
+    if changed.get("unfreeze"):
         learn.unfreeze()
+    other = {name: changed[name] for name in changed.keys() - {"seed", "head", "unfreeze"}}
+    before = contents(finished)
     with pytest.raises(ValueError, match=told):
-        learn.fit(**{"n_epochs": 2, **changed}, resume=True)
+        learn.fit(**{"n_epochs": 2, **other}, resume=True)
     with pytest.raises(ValueError, match="start anew with resume=False"):
-        learn.fit(**{"n_epochs": 2, **changed}, resume=True)  # The lock was given back
+        learn.fit(**{"n_epochs": 2, **other}, resume=True)  # The lock was given back
+    assert contents(finished) == before
 
 
-def test_another_machine_is_a_warning(data: ImageData, tmp_path: Path) -> None:
-    learner(data, tmp_path).fit(2, checkpoint_every=9)
+def test_another_machine_is_a_warning(data: ImageData, finished: Path) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
         with pytest.warns(UserWarning, match=f"threads was {threads} and is {threads + 1}"):
-            learner(data, tmp_path).fit(2, resume=True)
+            learner(data, finished).fit(2, resume=True)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_forgotten_checkpoints_leave_what_is_not_theirs(data: ImageData, tmp_path: Path) -> None:
+    learn, place = learner(data, tmp_path), tmp_path / "checkpoints"
+    forget_all(tmp_path)  # There is nothing, and nothing is made
+    assert not place.exists()
+    learn.fit(1, checkpoint_every=1)
+    learn.save("end")
+    (place / ".fit-1.safetensors.4711.part").write_bytes(b"half")
+    (place / "mine.txt").touch()
+    forget_all(tmp_path)
+    assert [path.name for path in place.iterdir()] == ["mine.txt"]
+    assert (tmp_path / "end.safetensors").is_file()
 
 
 def test_two_trainings_in_one_folder(data: ImageData, tmp_path: Path) -> None:

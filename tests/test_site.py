@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 Scheme = Literal["light", "dark"]
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 # Tables and figures, mathematics, a long table of words, the reference, numbers
-SAMPLE = ["00_data", "05_one_cycle", "index", "api/learner", "benchmarks/speed"]
+SAMPLE = ["00_data", "05_one_cycle", "index", "tutorials/from_fastai", "api/learner",
+          "benchmarks/speed", "explorer_live"]  # fmt: skip
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 NOT_LOADED = {"canonical", "alternate"}
 
@@ -71,7 +72,8 @@ def test_each_notebook_and_module_has_its_page(site: tuple[Path, str]) -> None:
         path.with_suffix(".html") for path in notebooks if ".ipynb_checkpoints" not in path.parts
     ]
     wanted += [Path("api", path.stem + ".html") for path in (ROOT / "petnb").glob("[!_]*.py")]
-    wanted += [Path("changelog.html"), Path("benchmarks/speed.html")]
+    others = ("changelog", "benchmarks/speed", "try_the_explorer", "explorer_live")
+    wanted += [Path(f"{name}.html") for name in others]
     assert not [str(path) for path in wanted if not (site[0] / path).exists()]
 
 
@@ -121,13 +123,8 @@ def test_the_front_door_and_the_side_list_each_chapter_by_its_title(
 
 
 def test_each_picture_says_what_it_shows(pages: dict[Path, Page]) -> None:
-    # `#| fig-alt:`, as plain YAML, is what a figure of a cell says; the tutorials' still lack it
-    unnamed = {
-        path.name: len(page.unnamed)
-        for path, page in pages.items()
-        if page.unnamed and path.parent.name != "tutorials"
-    }
-    assert not unnamed
+    # A figure of a cell says what `#| fig-alt:` says, which is YAML: a colon in it needs quotes
+    assert not {path.name: len(page.unnamed) for path, page in pages.items() if page.unnamed}
 
 
 def test_mathematics_is_there_without_a_script(site: tuple[Path, str]) -> None:
@@ -136,21 +133,58 @@ def test_mathematics_is_there_without_a_script(site: tuple[Path, str]) -> None:
     assert not re.search("katex|mathjax", text, re.I)
 
 
-@pytest.mark.skipif(chromium() is None, reason="neither Chromium nor Chrome on the path")
+needs_browser = pytest.mark.skipif(
+    chromium() is None, reason="neither Chromium nor Chrome on the path"
+)
+
+
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_ask_nobody_and_fit_a_phone(site: tuple[Path, str], scheme: Scheme) -> None:
+def test_everybody_can_read_it_and_nobody_is_asked(site: tuple[Path, str], scheme: Scheme) -> None:
+    """On a phone and on a laptop; what axe-core calls serious or critical is none of it there."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe = Axe()
+    # What is dark is another set of colours, and nothing else
+    rules = {} if scheme == "light" else {"runOnly": ["color-contrast", "link-in-text-block"]}
     with browser() as started:
         page = started.new_page(
             viewport={"width": 400, "height": 800}, color_scheme=scheme, locale="en"
         )
         watch = Watch(page)
-        wide = {}
+        wide, found = {}, []
         for name in SAMPLE:
+            page.set_viewport_size({"width": 400, "height": 800})
             page.goto((site[0] / f"{name}.html").as_uri())
             page.wait_for_load_state("networkidle")
             width = page.evaluate("document.documentElement.scrollWidth")
             if width > 400:
                 wide[name] = width
+            page.set_viewport_size({"width": 1280, "height": 800})
+            for violation in axe.run(page, options=rules).response["violations"]:
+                if violation["impact"] in ("serious", "critical"):
+                    first = violation["nodes"][0]["html"][:200]
+                    found.append(f"{name}: {violation['id']}, such as {first}")
     assert len(watch.asked) > len(SAMPLE)
     assert not watch.elsewhere()
     assert not wide
+    assert not found
+
+
+@needs_browser
+def test_the_explorer_lives_in_its_page(site: tuple[Path, str]) -> None:
+    with browser() as started:
+        page = started.new_page()
+        watch = Watch(page)
+        page.goto((site[0] / "try_the_explorer.html").as_uri())
+        explorer = page.frame_locator("iframe.live")
+        explorer.locator(".cell").first.wait_for()
+        everything = explorer.locator("#where").inner_text()
+        wrong = explorer.locator("#matrix button.wrong").first
+        count = wrong.inner_text()
+        wrong.click()
+        shown = explorer.locator("#where").inner_text()
+    assert everything.endswith(" 80 images")
+    assert re.search(rf"\b{count} images?$", shown)
+    assert not watch.elsewhere()
+    assert not watch.errors

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from petnb import ImageData, Predictor, vision_learner
+from petnb.data import same_bytes
 from petnb.sources import (
     by_file,
     by_folder,
@@ -153,7 +154,7 @@ def test_the_parser_sees_a_script() -> None:
 def test_names_are_text_in_figures(tmp_path: Path) -> None:
     labels = ["$\\frac{", "<b>&", "a_$x"]
     for number in range(6):
-        Image.new("RGB", (40, 40), "red").save(tmp_path / f"{number}.png")
+        Image.new("RGB", (40, 40), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
     paths = [tmp_path / f"{number}.png" for number in range(6)]
     data = ImageData.from_lists(paths, labels * 2, size=32, workers=0)
     ticks = data.plot_classes().get_yticklabels()
@@ -857,26 +858,90 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+WAYS = ["stratified", "random", k_fold(0, 3)]
+
+
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("valid", ["stratified", "random"])
+@pytest.mark.parametrize("valid", WAYS)
 def test_duplicates_stay_on_one_side(twins: Path, valid: Any, seed: int) -> None:
     plain = ImageData.from_name_re(twins, valid=valid, seed=seed)
     data = ImageData.from_name_re(twins, valid=valid, seed=seed, groups="duplicates", test_pct=0.1)
-    assert "leak" in plain.check().counts()
+    assert "leak" in plain.check().counts()  # Pictures that were saved again
     assert "leak" not in data.check().counts()
-    assert "groups='duplicates'" in repr(plain)
     assert "found before the split" in repr(data)
     assert "all on one side" in repr(data)
     assert "found before the split" in data._repr_html_()
     assert (data.items.groupby("together")["split"].nunique() == 1).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("test_pct", [0, 0.2])
+@pytest.mark.parametrize("valid", WAYS)
+def test_exact_copies_stay_on_one_side_without_being_asked_for(
+    twins: Path, valid: Any, test_pct: float, seed: int
+) -> None:
+    data = ImageData.from_name_re(twins, valid=valid, test_pct=test_pct, seed=seed)
+    content = data.items["path"].map(lambda path: Path(path).read_bytes())
+    assert content.duplicated().sum() == 10
+    assert (data.items.groupby(content)["split"].nunique() == 1).all()
+    assert data.findings == ["exact copies of another file: 10, all on one side of the split"]
+    assert list(data.items) == ["path", "label", "split"]
+    assert (data.class_counts() > 0).all(axis=None) or valid == "random"
+
+
+@pytest.mark.parametrize("valid", WAYS)
+def test_originals_are_split_as_if_there_were_no_copies(tmp_path: Path, valid: Any) -> None:
+    for number in range(24):
+        name = f"{'pug' if number % 3 else 'Bombay'}_{number:02}.png"
+        Image.new("RGB", (9, 9), (10 * number, 0, 0)).save(tmp_path / name)
+    before = sides(ImageData.from_name_re(tmp_path, valid=valid))
+    for path in sorted(tmp_path.glob("*.png"))[::3]:
+        shutil.copy(path, tmp_path / f"{path.stem.partition('_')[0]}_9{path.stem[-2:]}.png")
+    after = sides(ImageData.from_name_re(tmp_path, valid=valid))
+    assert len(after) == 32
+    assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("valid", ["stratified", k_fold(1, 3)])
+def test_a_file_under_two_labels_is_only_learnt_from(tmp_path: Path, valid: Any, seed: int) -> None:
+    for number in range(8):
+        name = f"{'pug' if number % 2 else 'Bombay'}_{number}.png"
+        Image.new("RGB", (9, 9), (10 * number, 0, 0)).save(tmp_path / name)
+    shutil.copy(tmp_path / "Bombay_0.png", tmp_path / "pug_10.png")
+    data = ImageData.from_name_re(tmp_path, valid=valid, seed=seed)
+    disputed = data.items["path"].str.contains("_0|_10")
+    assert set(data.items.loc[disputed, "split"]) == {"train"}
+    assert (data.class_counts() > 0).all(axis=None)
+
+
+def test_copies_join_the_groups_they_lie_in(twins: Path) -> None:
+    """Each file has an owner of its own, but two owners of one file are not divided."""
+    names = sorted(path.name for path in twins.glob("*.jpg"))
+    table = pd.DataFrame({"path": names, "label": [name.split("_")[0] for name in names]})
+    for seed in range(3):
+        data = ImageData.from_df(
+            table.assign(owner=range(len(names))), twins, groups="owner", seed=seed
+        )
+        assert "all on one side" in data.findings[0]
+        assert data.items["together"].nunique() == len(names)  # What the user said stays as it is
+
+
+def test_nothing_but_copies_cannot_be_split(tmp_path: Path) -> None:
+    for name in ("pug_1", "pug_2", "Bombay_1", "Bombay_2"):
+        Image.new("RGB", (9, 9), "red").save(tmp_path / f"{name}.png")
+    for valid in ("stratified", "random"):
+        with pytest.raises(ValueError, match=r"none is held out|cannot be split"):
+            ImageData.from_name_re(tmp_path, valid=valid)
+
+
 def test_copies_are_told_where_the_split_is_given(twins: Path) -> None:
-    sides = ["valid" if "_900" in path.name else "train" for path in sorted(twins.glob("*.jpg"))]
+    given = ["valid" if "_900" in path.name else "train" for path in sorted(twins.glob("*.jpg"))]
     table = pd.DataFrame({"path": sorted(path.name for path in twins.glob("*.jpg"))})
     table["label"] = table["path"].str.replace(r"_\d+\.jpg", "", regex=True)
-    data = ImageData.from_df(table.assign(split=sides), twins)
-    assert "on both sides of the split" in data.findings[0]
+    data = ImageData.from_df(table.assign(split=given), twins)
+    assert "on both sides of the split that was given" in data.findings[0]
+    assert list(data.items["split"]) == given
 
 
 def test_a_column_called_duplicates_is_a_column(twins: Path) -> None:
@@ -884,3 +949,58 @@ def test_a_column_called_duplicates_is_a_column(twins: Path) -> None:
     table = pd.DataFrame({"path": names, "label": [name.split("_")[0] for name in names]})
     data = ImageData.from_df(table.assign(duplicates=range(len(names))), twins, groups="duplicates")
     assert data.items["together"].nunique() == len(names)
+
+
+# -- Which files are copies ----------------------------------------------------------------------
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.sampled_from([b"", b"a", b"b"]), st.sampled_from([0, 5000]),
+                          st.sampled_from([b"", b"x", b"y"])), max_size=12))  # fmt: skip
+def test_copies_are_files_of_the_same_bytes(tmp_path: Path, parts: list[Any]) -> None:
+    """Also where only the first byte differs, so that size and last bytes are equal."""
+    contents = [start + b"." * middle + end for start, middle, end in parts]
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        Path(path).write_bytes(content)
+    first = {content: contents.index(content) for content in contents}
+    expected = [first[content] if content else place for place, content in enumerate(contents)]
+    assert same_bytes(paths) == expected
+
+
+def test_only_what_may_be_a_copy_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = [
+        b"1",
+        b"22",
+        b"33",
+        b"4" * 9999 + b"end",
+        b"5" * 9999 + b"end",
+        b"6" * 9999 + b"eNd",
+    ]
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        Path(path).write_bytes(content)
+    read: list[str] = []
+
+    def fingerprint(path: str) -> bytes:
+        read.append(path)
+        return path.encode()
+
+    monkeypatch.setattr("petnb.data.fingerprint", fingerprint)
+    monkeypatch.setattr("petnb.data.last_bytes", lambda path: Path(path).read_bytes()[-3:])
+    assert same_bytes(paths) == list(range(6))
+    assert read == paths[3:5]
+
+
+def test_what_is_not_there_or_not_ours_is_nobody_s_copy(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.jpg"
+    folder.mkdir()
+    (tmp_path / "locked.jpg").write_bytes(b"abc")
+    (tmp_path / "open.jpg").write_bytes(b"abc")
+    (tmp_path / "locked.jpg").chmod(0)
+    paths = [tmp_path / name for name in ("gone.jpg", "a\0b.jpg", "locked.jpg", "open.jpg")]
+    readable = os.access(tmp_path / "locked.jpg", os.R_OK)  # Root reads everything
+    found = same_bytes([str(path) for path in [*paths, folder]])
+    assert found == [0, 1, 2, 2 if readable else 3, 4]

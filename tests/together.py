@@ -7,8 +7,9 @@ argument is a folder for drawings.
 import hashlib
 import json
 import os
-import signal
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,18 @@ def main(out: Path, drawings: Path) -> None:
     learn.fit_one_cycle(1, 1e-4, accumulate=20, clip=1.0)
     found["late body"] = told(learn)
 
+    uneven = processes.in_turn(lambda: ImageData.drawn_pets(batch_size=11, **options))
+    number = uneven.items.groupby(["split", "label"]).cumcount()
+    kept = (number < 2) | uneven.items["label"].isin(uneven.vocab[:4])  # 4 or 2 to learn from
+    uneven = replace(uneven, items=uneven.items[kept].reset_index(drop=True), balance=True)
+    learn = vision_learner(uneven, **quiet)
+    asked_balanced = watched(uneven.train)
+    learn.fit_one_cycle(2)
+    found["balanced"] = told(learn) | {"asked": list(asked_balanced)}
+    learn = vision_learner(uneven, **quiet)
+    learn.fit_one_cycle(3, views=1)
+    found["balanced, kept"] = told(learn)
+
     learn = vision_learner(data, head="fastai", **quiet)
     learn.fit_one_cycle(1)
     found["batch norm"] = told(learn)
@@ -125,6 +138,9 @@ def main(out: Path, drawings: Path) -> None:
     if processes.n == 2:
         learn = vision_learner(data, **quiet)
         found["long fit"] = told(long_fit(out / "long", drawings))
+        with suppress(KeyboardInterrupt):
+            long_fit(out / "broken", drawings, Stop())
+        found["resumed fit"] = told(long_fit(out / "broken", drawings))
         found["gradient"] = {str(n): torch_gradients(learn, n) for n in (16, 17)}
         seed = 42 + processes.rank
         other = ImageData.drawn_pets(batch_size=11, seed=seed, **options)
@@ -135,14 +151,13 @@ def main(out: Path, drawings: Path) -> None:
     (out / f"rank-{processes.rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-class Kill(Callback):
-    """Ends the second process in its second epoch, without a word."""
-
-    order = 80  # After the first epoch's weights were saved
+class Stop(Callback):
+    """Breaks a fit off in its second epoch, in every process."""
 
     def after_step(self, fit: Fit) -> None:
-        if fit.epoch == 1 and fit.learn.processes.rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        """Nobody is told beforehand."""
+        if fit.epoch == 1:
+            raise KeyboardInterrupt
 
 
 def long_fit(out: Path, drawings: Path, *callbacks: Callback) -> Learner:
@@ -152,28 +167,9 @@ def long_fit(out: Path, drawings: Path, *callbacks: Callback) -> Learner:
         lambda: ImageData.drawn_pets(batch_size=16, root=drawings, **options)
     )
     learn = vision_learner(data, path=out / "models", show_progress=False, precision="float32")
-    saving = SaveModel("kept", every_epoch=1)
-    options = {"callbacks": [saving, *callbacks], "checkpoint_every": 2, "resume": True}
+    options = {"callbacks": callbacks, "checkpoint_every": 2, "resume": True}
     learn.fit_one_cycle(3, views=1, **options)
     return learn
-
-
-def killed(out: Path, drawings: Path) -> None:
-    """A fit of two processes, of which one is lost; what the other says of it is written down."""
-    torch.set_num_threads(1)
-    try:
-        long_fit(out, drawings, Kill())
-    except ConnectionError as error:
-        (out / "lost").write_text(str(error), encoding="utf-8")
-        raise
-
-
-def resumed(out: Path, drawings: Path) -> None:
-    """The same fit, once more, to its end."""
-    torch.set_num_threads(1)
-    learn = long_fit(out, drawings)
-    found = json.dumps(told(learn))
-    (out / f"resumed-{learn.processes.rank}").write_text(found, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Chapters, tutorials and guides are the notebooks. The reference comes from the p
 and changelog from their Markdown files. Mathematics becomes MathML, which browsers draw themselves.
 """
 
+import json
 import os
 import re
 import shutil
@@ -37,13 +38,50 @@ html:not(.quarto-dark) { --bs-link-color: #1b66b8; --bs-link-color-rgb: 27, 102,
 html:not(.quarto-dark) :is(main a, a code, .breadcrumb a, .active, .active span) {
   color: #1b66b8;
 }
+/* Room for code of nearly 100 columns and for tables of many, at a laptop's width */
+#quarto-content {
+  --sd-body-width: 860px; --sd-sidebar-width: 215px; --sd-margin-width: 195px; --sd-gap: 1.5rem;
+}
+main pre, main pre code { font-size: 0.78rem; }
+main table :is(td, th) { font-size: 0.9rem; }
+.reference main pre code { white-space: pre-wrap; }
+.quarto-dark .smalldocs-search input { background: #333; border-color: #666; color: #eee; }
+.quarto-dark .smalldocs-search input::placeholder { color: #bbb; }
 img { max-width: 100%; height: auto; }
 .quarto-dark .cell-output-display img { background: white; padding: 4px; border-radius: 4px; }
 main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
 main table { display: block; }
 main code, main h1, main h2, main h3, main h4 { overflow-wrap: anywhere; }
+iframe.live { width: 100%; height: 60rem; border: 1px solid #8884; border-radius: 4px; }
 math[display="block"] { overflow-x: auto; overflow-y: hidden; max-width: 100%; padding: 0.4em 0; }
 """
+
+LIVE = "explorer_live.html"
+# Names for the places of a page, by which those who do not see it move, and keys for what opens
+PLACES = [
+    ('<nav class="navbar', '<nav aria-label="Site" class="navbar'),
+    ('<nav class="quarto-secondary-nav', '<nav aria-label="Page" class="quarto-secondary-nav'),
+    ('<nav id="quarto-sidebar"', '<nav aria-label="Contents" id="quarto-sidebar"'),
+    ('<nav id="TOC"', '<nav aria-label="On this page" id="TOC"'),
+    ('title-breadcrumbs d-none d-lg-block" aria-label="breadcrumb"',
+     'title-breadcrumbs d-none d-lg-block" aria-label="Where this page is"'),
+    ("<th></th>", "<td></td>"),
+]  # fmt: skip
+# smalldocs links `name`; here `name(arguments)` too, and what a chapter's usual variables can do
+CODE = re.compile(
+    r"<(a|pre|h[1-6])\b.*?</\1>|<code>(?P<name>[\w.]+)(?P<call>\([^<]*\))?</code>", re.DOTALL
+)
+OWNERS = {"data": "ImageData", "learn": "Learner", "interp": "Interpretation",
+          "predictor": "Predictor", "recorder": "Recorder"}  # fmt: skip
+SECTION = re.compile(r'data-bs-target="(#quarto-sidebar-section-\d+)" role="navigation"')
+# What scrolls can be reached, and scrolled, by keys
+KEYS = """<script>
+const reach = () => {
+  for (const box of document.querySelectorAll("main pre, main table, main .cell-output, main math"))
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+};
+addEventListener("load", reach); addEventListener("resize", reach);
+</script></body>"""
 
 
 def mathml(found: re.Match[str]) -> str:
@@ -92,6 +130,38 @@ def stage_markdown(staged: Path, git_url: str) -> None:
         path.write_text(LINK.sub(target, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def finish(page: str, symbols: dict[str, str], root: str) -> str:
+    """Return the HTML of a page, usable without eyes and without a mouse, with names as links.
+
+    `symbols` are the reference's addresses by name, `root` from the page to the site
+    """
+    for plain, named in PLACES:
+        page = page.replace(plain, named)
+    page = SECTION.sub(r'href="\1" data-bs-target="\1" role="button"', page)
+    if root and "<title>petnb." in page:
+        page = page.replace('<body class="', '<body class="reference ')
+
+    def link(found: re.Match[str]) -> str:
+        owner, _, name = (found["name"] or "").partition(".")
+        name = f"{OWNERS[owner]}.{name}" if owner in OWNERS else found["name"]
+        if name in symbols and (found["call"] or "." in name):
+            return f'<a href="{root}{symbols[name]}">{found[0]}</a>'
+        return found[0]
+
+    before, main, after = page.partition("<main")
+    return before + main + CODE.sub(link, after).replace("</body>", KEYS)
+
+
+def explorer_live(path: Path) -> None:
+    """Write a report of a small model on drawn pets, for readers to click through."""
+    from petnb import ImageData, vision_learner
+
+    data = ImageData.drawn_pets(images_per_breed=20, pixels=128, size=96, valid_pct=0.4)
+    learn = vision_learner(data)
+    learn.fit_one_cycle(2)
+    learn.interpret().to_html(path, title="What does this model get wrong?")
+
+
 def numbered(path: Path) -> dict[str, str]:
     """Return the entry of a chapter: its number, as in its file's name, and its title."""
     title = nbformat.read(path, as_version=4).cells[0].source.partition("\n")[0].lstrip("# ")
@@ -103,6 +173,7 @@ def project(settings: Any, staged: Path) -> dict[str, Any]:
     chapters = [numbered(path) for path in sorted(staged.glob("[0-9]*.ipynb"))]
     sidebar: list[Any] = [
         {"text": "Home", "href": "index.ipynb"},
+        {"text": "Try the explorer", "href": "try_the_explorer.md"},
         {"section": "Chapters", "contents": chapters},
     ]
     for title, name in (("Tutorials", "tutorials"), ("How to", "how_to")):
@@ -110,7 +181,7 @@ def project(settings: Any, staged: Path) -> dict[str, Any]:
             path.relative_to(staged).as_posix() for path in (staged / name).glob("*.ipynb")
         )
         if pages:
-            sidebar.insert(1 if name == "tutorials" else 2, {"section": title, "contents": pages})
+            sidebar.insert(-1, {"section": title, "contents": pages})
     if (staged / "what_happens_when.ipynb").exists():
         sidebar.append("what_happens_when.ipynb")
     measured = sorted(
@@ -122,7 +193,7 @@ def project(settings: Any, staged: Path) -> dict[str, Any]:
     sidebar.append({"section": "Reference", "contents": [f"api/{name}.qmd" for name in modules]})
     sidebar.append({"text": "Changelog", "href": "changelog.md"})
     return {
-        "project": {"type": "website", "output-dir": "site"},
+        "project": {"type": "website", "output-dir": "site", "resources": [LIVE]},
         "format": {
             "html": {
                 "theme": {"light": "cosmo", "dark": "darkly"},
@@ -166,6 +237,7 @@ def main(folder: str | None = None) -> None:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         }
+        explorer_live(staged / LIVE)
         subprocess.run(
             ["smalldocs", "api", "build", "--dir", str(staged)], check=True, env=environment
         )
@@ -173,6 +245,12 @@ def main(folder: str | None = None) -> None:
         for path in (staged / "site").rglob("*.css"):
             text = path.read_text(encoding="utf-8")
             path.write_text(IMPORT.sub("", text), encoding="utf-8")
+        symbols = json.loads((staged / "_symbols.json").read_text(encoding="utf-8"))
+        for path in (staged / "site").rglob("*.html"):
+            if path.name != LIVE:  # It lets no script in that it does not know
+                root = "../" * (len(path.relative_to(staged / "site").parts) - 1)
+                page = finish(path.read_text(encoding="utf-8"), symbols, root)
+                path.write_text(page, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(staged / "site", out)
 
