@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
             return nearest(unknown[1], list(self._option_string_actions))
         return f"`{self.prog} --help` explains and shows examples"
 
-# %% ../nbs/10_cli.ipynb #5ea92403
+# %% ../nbs/10_cli.ipynb #d90506be
 class WrongUseError(Exception):
     "What was typed makes no sense; `hint` says what might."
 
@@ -102,7 +102,7 @@ def read_config(
     settings.pop("version", None)
     return words_of(settings)
 
-# %% ../nbs/10_cli.ipynb #f4ca09c3
+# %% ../nbs/10_cli.ipynb #14a61422
 def with_config(
     words: Sequence[str],  # As typed
 ) -> list[str]:  # With the file's settings before them
@@ -182,7 +182,7 @@ def train(
 
     return follow_recipe(arguments)
 
-# %% ../nbs/10_cli.ipynb #4301e102
+# %% ../nbs/10_cli.ipynb #602ce428
 def add_train(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -252,7 +252,7 @@ def lr_find(
     others = {"suggestions": found.suggestions, "reason": found.reason, "figure": arguments.out}
     return {"lr": found.lr, "range": found.lr_range, **others}
 
-# %% ../nbs/10_cli.ipynb #80bd710a
+# %% ../nbs/10_cli.ipynb #c8125574
 def add_lr_find(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -279,7 +279,7 @@ def model_of(
         raise FileNotFoundError(f"there is no model {file}")
     return file
 
-# %% ../nbs/10_cli.ipynb #42ea18b5
+# %% ../nbs/10_cli.ipynb #d11ab350
 def views_of_run(
     model: Path,  # In its run folder, or somewhere else
 ) -> int:  # 0 if nothing is known
@@ -333,7 +333,7 @@ def predict(
         print(f"petnb: not read: {row.path}: {row.error}", file=sys.stderr)
     return {"answers": table.to_dict("records"), "not_read": len(bad), "failed": bool(len(bad))}
 
-# %% ../nbs/10_cli.ipynb #996312ef
+# %% ../nbs/10_cli.ipynb #8abf8ebe
 def add_predict(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -353,7 +353,7 @@ def add_predict(
     add("--top", type=int, default=1, help="classes in the table and in JSON (default: 1)")
     add("--tta", type=int, help="augmented views beside the plain one (default: as the run's)")
 
-# %% ../nbs/10_cli.ipynb #67a000ec
+# %% ../nbs/10_cli.ipynb #e4a31245
 def try_it(
     arguments: argparse.Namespace,  # Of `petnb try`
 ) -> dict[str, Any]:  # Where it was
@@ -394,7 +394,7 @@ def write_page(
     print(f"Report: {path}")
     return {"report": str(path)}
 
-# %% ../nbs/10_cli.ipynb #a8a90726
+# %% ../nbs/10_cli.ipynb #463bd7d3
 def add_report(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -480,7 +480,7 @@ def export(
     print(f"Written: {target}, {target.stat().st_size / 1e6:.1f} MB")
     return {"file": str(target)}
 
-# %% ../nbs/10_cli.ipynb #d034faee
+# %% ../nbs/10_cli.ipynb #58d4b5d7
 def add_export(
     commands: Any,  # argparse's collection of commands
 ) -> None:
@@ -549,7 +549,7 @@ HINTS = {  # By what stands in the message
     "No space left": "the disk is full",
 }
 
-# %% ../nbs/10_cli.ipynb #7d0c5e5d
+# %% ../nbs/10_cli.ipynb #4ab4dce0
 def hint_of(
     error: BaseException,  # Of a command
 ) -> str:  # Empty if nothing is known
@@ -606,7 +606,7 @@ def streams(
     with redirect_stdout(sys.stderr):
         yield
 
-# %% ../nbs/10_cli.ipynb #fae0ea11
+# %% ../nbs/10_cli.ipynb #a2ce7094
 def run(
     words: Sequence[str],  # As typed
 ) -> int:  # Exit code
@@ -619,7 +619,7 @@ def run(
         print(json.dumps(jsonable(result), ensure_ascii=True))
     return 1 if failed else 0
 
-# %% ../nbs/10_cli.ipynb #b7634601
+# %% ../nbs/10_cli.ipynb #02079eec
 def main(
     arguments: Sequence[str] | None = None,  # None: those of the command line
 ) -> int:  # Exit code: 0 good, 1 failed, 2 wrong use, 130 stopped, 141 nobody reads

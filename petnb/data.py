@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'Splitter', 'Groups',
            'SIDE_COLORS', 'SIDE_WORDS', 'eight_bits', 'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings',
-           'ImageError', 'open_image', 'visible_files', 'FoundFiles', 'image_files', 'notes_on', 'glance',
-           'set_bad_aside', 'labels_from_names', 'split_labels', 'Options', 'ImageData', 'from_lists', 'last_bytes',
-           'fingerprint', 'same_bytes', 'note_twins', 'LineBar', 'NotebookBar', 'in_notebook', 'progress_bar',
-           'available_cores', 'cache_folder', 'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
+           'ImageError', 'open_image', 'sort_out', 'visible_files', 'reason_against', 'FoundFiles', 'notes_on',
+           'image_files', 'glance', 'find_bad', 'set_bad_aside', 'check_pattern', 'labels_from_names', 'split_labels',
+           'Options', 'ImageData', 'from_lists', 'last_bytes', 'fingerprint', 'same_bytes', 'note_twins', 'LineBar',
+           'NotebookBar', 'in_notebook', 'kind_of_bar', 'progress_bar', 'available_cores', 'cache_folder', 'drawn_pets',
+           'show_images', 'plot_classes', 'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def eight_bits(
@@ -128,7 +129,7 @@ class ImageError(ValueError):
     def __str__(self) -> str:
         return str(self.args[0])
 
-
+# %% ../nbs/00_data.ipynb #163a740f
 def open_image(
     path: str | Path,  # An image file; of an animation, its first frame
     at_least: int | None = None,  # A side that is enough: a JPEG far above it is decoded small
@@ -152,6 +153,20 @@ def open_image(
 LeftOut = list[tuple[Path, str]]  # Paths that were not taken, each with the reason
 
 
+def sort_out(
+    below: Sequence[Path],  # Folders that lie in the one where the walk is
+    home: Path,  # Where the walk began, resolved
+    left_out: LeftOut,  # Those that are not entered are added to it
+) -> tuple[list[Path], list[Path]]:  # Those to enter now; links, to be entered later
+    "Leave out hidden folders and links that lead in a circle."
+    left_out += [(path, "hidden") for path in below if path.name.startswith(".")]
+    seen = [path for path in below if not path.name.startswith(".")]
+    links = [path for path in seen if path.is_symlink()]
+    circles = [path for path in links if home.is_relative_to(path.resolve())]
+    left_out += [(path, "a link to a folder that it lies in itself") for path in circles]
+    return [p for p in seen if p not in links], [p for p in links if p not in circles]
+
+# %% ../nbs/00_data.ipynb #0a726971
 def visible_files(
     root: Path,  # Where to begin
     left_out: LeftOut,  # Folders that are not entered are added to it
@@ -167,13 +182,9 @@ def visible_files(
                 continue
             seen.add((status.st_dev, status.st_ino))
             below = sorted(Path(place, name) for name in folders)
-            left_out += [(path, "hidden") for path in below if path.name.startswith(".")]
-            below = [path for path in below if not path.name.startswith(".")]
-            links = [path for path in below if path.is_symlink()]
-            circles = [path for path in links if home.is_relative_to(path.resolve())]
-            left_out += [(path, "a link to a folder that it lies in itself") for path in circles]
-            starts += [path for path in links if path not in circles]
-            folders[:] = [path.name for path in below if path not in links]
+            entered, links = sort_out(below, home, left_out)
+            starts += links
+            folders[:] = [path.name for path in entered]
             yield from (Path(place, name) for name in names)
     left_out += [(Path(error.filename), str(error.strerror).lower()) for error in refused]
 
@@ -185,35 +196,25 @@ NEEDS_MORE = {".heic": "HEIC needs pillow-heif", ".heif": "HEIC needs pillow-hei
 
 
 
+# %% ../nbs/00_data.ipynb #89f7b682
+def reason_against(
+    path: Path,  # A file
+) -> str | None:  # Empty: it is an image; None: it does not look like one, so it is not missed
+    "Why a file that looks like a photograph is left out."
+    suffix = path.suffix.lower()
+    if suffix not in (*IMAGE_SUFFIXES, *NEEDS_MORE):
+        return None
+    if path.name.startswith("."):
+        return "hidden"
+    if suffix in NEEDS_MORE and suffix not in Image.EXTENSION:  # No plug-in has come for it
+        return NEEDS_MORE[suffix]
+    return ""
+
 # %% ../nbs/00_data.ipynb #a7f431e4
 class FoundFiles(list[Path]):
     "Image files, and in `left_out` the paths that were not taken, each with its reason."
 
     left_out: LeftOut
-
-
-def image_files(
-    folder: str | Path,  # Where to look, with all folders below it
-) -> FoundFiles:  # A list of image files, sorted by name; beside it what was left out
-    "All image files under `folder`. Raises `FileNotFoundError` if there is none."
-    root, found, left_out = Path(folder), FoundFiles(), LeftOut()
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder")
-    for path in visible_files(root, left_out):
-        suffix = path.suffix.lower()
-        if path.name.startswith(".") and suffix in (*IMAGE_SUFFIXES, *NEEDS_MORE):
-            left_out.append((path, "hidden"))
-        elif suffix in NEEDS_MORE and suffix not in Image.EXTENSION:  # No plug-in has come for it
-            left_out.append((path, NEEDS_MORE[suffix]))
-        elif suffix in (*IMAGE_SUFFIXES, *NEEDS_MORE):
-            found.append(path)
-    if not found:
-        told = "".join(f"; {note}" for note in notes_on(left_out))
-        looked_for = " ".join(IMAGE_SUFFIXES)
-        raise FileNotFoundError(f"no image under {root}; endings looked for: {looked_for}{told}")
-    found.sort(key=lambda path: path.relative_to(root).as_posix())
-    found.left_out = sorted(left_out)
-    return found
 
 # %% ../nbs/00_data.ipynb #ab1b9ef9
 def notes_on(
@@ -227,6 +228,28 @@ def notes_on(
         f"left out, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
         for reason, names in by_reason.items()
     ]
+
+# %% ../nbs/00_data.ipynb #c7783e40
+def image_files(
+    folder: str | Path,  # Where to look, with all folders below it
+) -> FoundFiles:  # A list of image files, sorted by name; beside it what was left out
+    "All image files under `folder`. Raises `FileNotFoundError` if there is none."
+    root, found, left_out = Path(folder), FoundFiles(), LeftOut()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder")
+    for path in visible_files(root, left_out):
+        reason = reason_against(path)
+        if reason:
+            left_out.append((path, reason))
+        elif reason is not None:
+            found.append(path)
+    if not found:
+        told = "".join(f"; {note}" for note in notes_on(left_out))
+        looked_for = " ".join(IMAGE_SUFFIXES)
+        raise FileNotFoundError(f"no image under {root}; endings looked for: {looked_for}{told}")
+    found.sort(key=lambda path: path.relative_to(root).as_posix())
+    found.left_out = sorted(left_out)
+    return found
 
 # %% ../nbs/00_data.ipynb #7d04d815
 ENDINGS = {"GIF": b";", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -255,6 +278,14 @@ def glance(
 OnBad = Literal["raise", "skip", "ignore"]
 
 
+def find_bad(
+    paths: Iterable[str],  # Files that should be images
+) -> dict[str, str]:  # Those that are none, each with the reason
+    "Glance at every file."
+    with no_bomb_warnings():
+        return {path: reason for path in paths if (reason := glance(path))}
+
+# %% ../nbs/00_data.ipynb #30872fff
 def set_bad_aside(
     items: pd.DataFrame,  # A row an image; the column `path` is read
     paths: Sequence[str | Path],  # Where they came from; a `FoundFiles` knows what it left out
@@ -263,9 +294,7 @@ def set_bad_aside(
     "Glance at every file. With `raise`, one `ValueError` lists all bad ones with their reasons."
     if on_bad not in get_args(OnBad):
         raise ValueError(f"on_bad is {on_bad!r}; it is one of {', '.join(get_args(OnBad))}")
-    looked_at = items["path"] if on_bad != "ignore" else items["path"][:0]
-    with no_bomb_warnings():
-        reasons = {path: reason for path in looked_at if (reason := glance(path))}
+    reasons = find_bad(items["path"]) if on_bad != "ignore" else {}
     if reasons and on_bad == "raise":
         listed = "".join(f"\n  {path}: {reason}" for path, reason in reasons.items())
         raise ValueError(
@@ -280,12 +309,11 @@ def set_bad_aside(
 PETS_PATTERN = r"^(.+)_\d+\.[^.]+$"
 
 
-def labels_from_names(
-    paths: Sequence[str | Path],  # Image files
-    pattern: str,  # A regular expression; its first group is the label
-    match: Literal["name", "path"] = "name",  # Where to search; the whole path is written with /
-) -> list[str]:  # One label a path
-    "The label that `pattern` finds in each name or path. Raises `ValueError` showing misfits."
+def check_pattern(
+    pattern: str,  # A regular expression
+    match: str,  # Where it is to be searched
+) -> None:
+    "Raise `ValueError` for a pattern that can find no label."
     if match not in ("name", "path"):
         raise ValueError(f"match is {match!r}; the pattern is searched in the 'name' or the 'path'")
     try:
@@ -294,6 +322,15 @@ def labels_from_names(
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
     if not groups:
         raise ValueError(f"pattern {pattern!r} has no group: put ( ) around the label")
+
+# %% ../nbs/00_data.ipynb #7a658de9
+def labels_from_names(
+    paths: Sequence[str | Path],  # Image files
+    pattern: str,  # A regular expression; its first group is the label
+    match: Literal["name", "path"] = "name",  # Where to search; the whole path is written with /
+) -> list[str]:  # One label a path
+    "The label that `pattern` finds in each name or path. Raises `ValueError` showing misfits."
+    check_pattern(pattern, match)
     texts = [Path(path).name if match == "name" else Path(path).as_posix() for path in paths]
     found = [re.search(pattern, text) for text in texts]
     misfits = [text for text, hit in zip(texts, found, strict=True) if not hit]
@@ -323,7 +360,16 @@ def _stratified(labels: np.ndarray, valid_pct: float, rng: np.random.Generator) 
         held_out[rng.permutation(np.flatnonzero(labels == label))[:n_valid]] = True
     return held_out
 
+# %% ../nbs/00_data.ipynb #58debb60
+def _random(count: int, valid_pct: float, rng: np.random.Generator) -> np.ndarray:
+    "True for a share of `valid_pct` of all images, at least one and never all of them."
+    if count < 2:
+        raise ValueError(f"{count} image cannot be split: 2 or more are needed")
+    n_valid = min(max(round(valid_pct * count), 1), count - 1)
+    held_out: np.ndarray = rng.permutation(count) < n_valid
+    return held_out
 
+# %% ../nbs/00_data.ipynb #bf3a4315
 def split_labels(
     labels: Sequence[str],  # One label an image
     valid: Split = "stratified",  # How to choose; `official` is the data set's own, made elsewhere
@@ -337,10 +383,7 @@ def split_labels(
     if valid == "stratified":
         held_out = _stratified(np.asarray(labels), valid_pct, rng)
     elif valid == "random":
-        if len(labels) < 2:
-            raise ValueError(f"{len(labels)} image cannot be split: 2 or more are needed")
-        n_valid = min(max(round(valid_pct * len(labels)), 1), len(labels) - 1)
-        held_out = rng.permutation(len(labels)) < n_valid
+        held_out = _random(len(labels), valid_pct, rng)
     else:
         raise ValueError(f"valid is {valid!r}; this data can be split 'stratified' or 'random'")
     return ["valid" if held else "train" for held in held_out]
@@ -681,7 +724,7 @@ class LineBar(tqdm):  # type: ignore[type-arg]
     def close(self) -> None:
         self.disable = True
 
-
+# %% ../nbs/00_data.ipynb #4cb5888e
 class NotebookBar(tqdm):  # type: ignore[type-arg]
     "Progress as one output of a notebook's cell, replaced as it grows and emptied at the end."
 
@@ -701,7 +744,7 @@ class NotebookBar(tqdm):  # type: ignore[type-arg]
             self.handle.update({"text/plain": ""}, raw=True)
         self.disable = True
 
-# %% ../nbs/00_data.ipynb #d4fa4bb2
+# %% ../nbs/00_data.ipynb #912afe50
 def in_notebook() -> bool:
     "True where outputs of a cell can be replaced: a Jupyter kernel, not a terminal."
     ipython = sys.modules.get("IPython")
@@ -709,14 +752,20 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
+def kind_of_bar() -> type[tqdm[Any]]:
+    "The bar that can be shown here."
+    if in_notebook():
+        return NotebookBar
+    return tqdm if sys.stderr.isatty() else LineBar
+
+# %% ../nbs/00_data.ipynb #fab7f3a6
 def progress_bar(
     iterable: Iterable[Any] | None = None,  # What to walk through; None: the caller counts
     description: str = "",  # What is being done, such as "drawing"
     total: int | None = None,  # How many there are; None: ask `iterable`
 ) -> tqdm[Any]:  # The same items, while they are counted
     "Show how far a walk through `iterable` is and when it will end, once two seconds have gone by."
-    kind: type[tqdm[Any]] = tqdm if sys.stderr.isatty() else LineBar
-    kind = NotebookBar if in_notebook() else kind
+    kind = kind_of_bar()
     every = 10.0 if kind is LineBar else 0.5  # Seconds from one sign of life to the next
     others = int(os.environ.get("RANK", 0)) > 0  # Of several processes (03d), one shows it
     return kind(

@@ -29,8 +29,9 @@ from .data import ImageData, cache_folder, progress_bar
 
 # %% auto #0
 __all__ = ['MAX_FILES', 'DAMAGED', 'PETS_ADDRESS', 'PETS_ARCHIVES', 'is_loopback', 'check_url', 'HttpsRedirects', 'checksum',
-           'is_announced', 'locked', 'fetch', 'download', 'check_name', 'members', 'unpack', 'open_archive', 'extract',
-           'from_url', 'download_pets']
+           'is_announced', 'take', 'locked', 'open_url', 'copy_all', 'fetch', 'fetch_patiently', 'download',
+           'check_name', 'members', 'unpack', 'open_archive', 'unpack_checked', 'extract', 'archive_folder', 'from_url',
+           'download_pets']
 
 # %% ../nbs/00d_downloads.ipynb #652b9b3d
 def is_loopback(
@@ -42,7 +43,7 @@ def is_loopback(
     except ValueError:  # A name
         return False
 
-
+# %% ../nbs/00d_downloads.ipynb #4cef2ff2
 def check_url(
     url: str,  # An address
     loopback_http: bool = False,  # Let http through, if the server is this computer
@@ -57,7 +58,7 @@ def check_url(
             "(http is for servers on this computer, with loopback_http=True)"
         )
 
-
+# %% ../nbs/00d_downloads.ipynb #a507191e
 class HttpsRedirects(HTTPRedirectHandler):
     "Follows a redirection only to https."
 
@@ -94,32 +95,72 @@ def is_announced(
     return ""
 
 # %% ../nbs/00d_downloads.ipynb #95c39502
-@contextmanager
-def locked(
-    path: Path,  # What is to be made by one process only
-    wait: float = 3600,  # Seconds to wait for another process
-) -> Iterator[None]:
-    "Hold the lock of `path`; says so when it has to wait, and raises `TimeoutError` in the end."
-    from filelock import FileLock, Timeout
+def take(
+    lock: Any,  # A `filelock.FileLock`
+    name: str,  # What it guards
+    wait: float,  # Seconds
+) -> None:
+    "Take a lock; says so when it has to wait, and raises `TimeoutError` in the end."
+    from filelock import Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(path.name + ".lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process is making {path.name}: waiting for it, {wait:g} s at most")
+        print(f"another process is making {name}: waiting for it, {wait:g} s at most")
         try:
             lock.acquire(timeout=wait)
         except Timeout:
             raise TimeoutError(
                 f"another process has held {lock.lock_file} for {wait:g} s: wait for it or end it"
             ) from None
+
+# %% ../nbs/00d_downloads.ipynb #d7170668
+@contextmanager
+def locked(
+    path: Path,  # What is to be made by one process only
+    wait: float = 3600,  # Seconds to wait for another process
+) -> Iterator[None]:
+    "Hold the lock of `path`; says so when it has to wait, and raises `TimeoutError` in the end."
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"), thread_local=False)
+    take(lock, path.name, wait)
     try:
         yield
     finally:
         lock.release()
 
 # %% ../nbs/00d_downloads.ipynb #ef7167e5
+def open_url(
+    url: str,  # What to fetch
+    start: int,  # The first byte wanted
+    timeout: float,  # Seconds without a single byte after which we give up
+) -> Any:  # The server's answer, to be read
+    "Ask for a file, or for what is missing of it. No proxy stands before this computer itself."
+    direct = [ProxyHandler({})] if is_loopback(urlsplit(url).hostname) else []
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    return build_opener(HttpsRedirects, *direct).open(request, timeout=timeout)
+
+# %% ../nbs/00d_downloads.ipynb #43f0a8b3
+def copy_all(
+    source: Any,  # To be read
+    file: IO[bytes],  # To be written
+    total: int | None,  # Bytes that there will be in the end, if that is known
+    done: int,  # Bytes that are there already
+) -> int:  # How many came
+    "Copy all of `source`, with a progress bar."
+    copied = 0
+    with progress_bar(None, "downloading", total) as bar:
+        bar.unit, bar.unit_scale = "B", True
+        bar.update(done)
+        while chunk := source.read(2**18):
+            file.write(chunk)
+            copied += len(chunk)
+            bar.update(len(chunk))
+    return copied
+
+# %% ../nbs/00d_downloads.ipynb #a32ae46d
 def fetch(
     url: str,  # What to fetch
     part: Path,  # Where to write; what is there already is continued if `resume`
@@ -130,9 +171,7 @@ def fetch(
     "Get the bytes of `url` into `part`. Raises `OSError` if the connection ends too early."
     check_url(url, loopback_http)
     start = part.stat().st_size if resume and part.exists() else 0
-    direct = [ProxyHandler({})] if is_loopback(urlsplit(url).hostname) else []
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with build_opener(HttpsRedirects, *direct).open(request, timeout=timeout) as response:
+    with open_url(url, start, timeout) as response:
         went_on = response.status == 206
         if went_on and not response.headers["Content-Range"].startswith(f"bytes {start}-"):
             raise OSError(f"{url} sent {response.headers['Content-Range']}, not from {start} on")
@@ -140,24 +179,11 @@ def fetch(
         length = response.headers["Content-Length"]
         total = done + int(length) if length else None
         with open(part, "ab" if went_on else "wb") as file:
-            done += _copy(response, file, total, done)
+            done += copy_all(response, file, total, done)
             os.fsync(file.fileno())
     if total is not None and done != total:
         raise OSError(f"the connection to {url} ended after {done:,} of {total:,} bytes")
     return total is not None or bool(response.chunked)
-
-
-def _copy(source: Any, file: IO[bytes], total: int | None, done: int) -> int:
-    "Copy all of `source`, with a progress bar; the number of bytes."
-    copied = 0
-    with progress_bar(None, "downloading", total) as bar:
-        bar.unit, bar.unit_scale = "B", True
-        bar.update(done)
-        while chunk := source.read(2**18):
-            file.write(chunk)
-            copied += len(chunk)
-            bar.update(len(chunk))
-    return copied
 
 # %% ../nbs/00d_downloads.ipynb #fc1f3618
 def _fetch_checked(url: str, part: Path, sums: tuple[str | None, str | None], http: bool) -> str:
@@ -175,6 +201,28 @@ def _fetch_checked(url: str, part: Path, sums: tuple[str | None, str | None], ht
         wrong = is_announced(part, *sums)
     return wrong
 
+# %% ../nbs/00d_downloads.ipynb #c3c0f680
+def fetch_patiently(
+    url: str,  # What to fetch
+    part: Path,  # Where to write
+    sums: tuple[str | None, str | None],  # SHA-256 and MD5, as they were announced
+    attempts: int,  # How often to try, a second and then longer apart
+    http: bool,  # Let http through, if the server is this computer
+) -> str:  # Empty, or what is different from what was announced
+    "Try again while there is hope. Raises `ConnectionError`."
+    for attempt in range(1, attempts + 1):
+        try:
+            return _fetch_checked(url, part, sums, http)
+        except (OSError, HTTPException) as error:
+            hopeless = isinstance(error, HTTPError) and error.code < 500
+            if hopeless or attempt == attempts:
+                raise ConnectionError(
+                    f"cannot download {url} to {part.with_suffix('')}: {error} (attempt {attempt} "
+                    f"of {attempts}); what came is kept in {part.name}, if anything did"
+                ) from error
+            time.sleep(2 ** (attempt - 1))
+    raise ValueError(f"attempts is {attempts}; it must be 1 or more")
+
 # %% ../nbs/00d_downloads.ipynb #b7107326
 def download(
     url: str,  # An https address
@@ -185,27 +233,15 @@ def download(
     loopback_http: bool = False,  # Let http through, if the server is this computer
 ) -> Path:  # The same path
     "Download one file, whole or not at all. Raises `ConnectionError`, or `ValueError` for its sum."
-    path = Path(path)
+    path, sums = Path(path), (sha256, md5)
     check_url(url, loopback_http)
-    part = path.with_name(path.name + ".part")
     with locked(path):
         if path.exists():
-            if wrong := is_announced(path, sha256, md5):
+            if wrong := is_announced(path, *sums):
                 raise ValueError(f"{path} is there, but {wrong}: delete it, or give another path")
             return path
-        for attempt in range(1, attempts + 1):
-            try:
-                wrong = _fetch_checked(url, part, (sha256, md5), loopback_http)
-                break
-            except (OSError, HTTPException) as error:
-                hopeless = isinstance(error, HTTPError) and error.code < 500
-                if hopeless or attempt == attempts:
-                    raise ConnectionError(
-                        f"cannot download {url} to {path}: {error} (attempt {attempt} of "
-                        f"{attempts}); what came is kept in {part.name}, if anything did"
-                    ) from error
-                time.sleep(2 ** (attempt - 1))
-        if wrong:
+        part = path.with_name(path.name + ".part")
+        if wrong := fetch_patiently(url, part, sums, attempts, loopback_http):
             part.unlink()
             raise ValueError(f"nothing is kept of {url}: {wrong}")
         os.replace(part, path)
@@ -237,7 +273,7 @@ def members(
         for member in archive:
             yield member, member.name, member.size, member.isfile() or member.isdir()
 
-
+# %% ../nbs/00d_downloads.ipynb #b3349936
 def unpack(
     archive: tarfile.TarFile | zipfile.ZipFile,  # Open for reading
     folder: Path,  # Empty
@@ -260,7 +296,7 @@ def unpack(
         else:
             archive.extract(member, folder, filter="data")
 
-# %% ../nbs/00d_downloads.ipynb #02ccec54
+# %% ../nbs/00d_downloads.ipynb #797c628e
 DAMAGED = (  # What Python's readers of archives raise for bytes that they cannot read
     *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
     *(gzip.BadGzipFile, RuntimeError),  # RuntimeError: encrypted, or packed in an unknown way
@@ -284,7 +320,23 @@ def open_archive(
     except DAMAGED as error:
         raise ValueError(f"it is damaged, or neither tar nor zip: {error}") from error
 
+# %% ../nbs/00d_downloads.ipynb #02ccec54
+def unpack_checked(
+    archive: Path,  # A zip, or a tar, compressed or not
+    folder: Path,  # Empty
+    max_bytes: int,  # Of all members together
+    max_files: int,  # How many members
+) -> None:
+    "Unpack into `folder`; errors name the archive."
+    try:
+        with open_archive(archive) as opened:
+            unpack(opened, folder, max_bytes, max_files)
+    except (ValueError, tarfile.FilterError) as error:
+        raise ValueError(f"{archive} is not unpacked: {error}") from error
+    except OSError as error:
+        raise OSError(f"{archive} is not unpacked: {error}") from error
 
+# %% ../nbs/00d_downloads.ipynb #9501e63d
 def extract(
     archive: str | Path,  # A zip, or a tar, compressed or not
     folder: str | Path,  # The folder to make; it must not be there, or be empty
@@ -299,13 +351,7 @@ def extract(
     cap = max_bytes if max_bytes is not None else max(10 * archive.stat().st_size, 2**30)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as hidden:
-        try:
-            with open_archive(archive) as opened:
-                unpack(opened, Path(hidden) / "all", cap, max_files)
-        except (ValueError, tarfile.FilterError) as error:
-            raise ValueError(f"{archive} is not unpacked: {error}") from error
-        except OSError as error:
-            raise OSError(f"{archive} is not unpacked: {error}") from error
+        unpack_checked(archive, Path(hidden) / "all", cap, max_files)
         wanted = Path(hidden) / "all" / inside
         if not wanted.is_dir():
             raise ValueError(f"{archive} is not unpacked: there is no folder {inside!r} in it")
@@ -315,6 +361,16 @@ def extract(
     return folder
 
 # %% ../nbs/00d_downloads.ipynb #b45aa202
+def archive_folder(
+    url: str,  # An archive
+    sums: tuple[str | None, str | None],  # Its checksums, as far as they are known
+) -> Path:
+    "Where an archive is unpacked: in petnb's cache, in a folder for this address and these sums."
+    key = hashlib.sha256(f"{url} {sums[0]} {sums[1]}".encode()).hexdigest()[:12]
+    name = Path(urlsplit(url).path).name or "archive"
+    return cache_folder() / "archives" / f"{name.split('.')[0]}-{key}"
+
+# %% ../nbs/00d_downloads.ipynb #f52bbc5c
 def from_url(
     url: str,  # An archive: zip, or tar, compressed or not
     sha256: str | None = None,  # Its checksum; without one, nobody knows what arrives
@@ -324,9 +380,7 @@ def from_url(
     **options: Any,  # For `read`: a pattern, `valid`, ...
 ) -> ImageData:
     "Download and unpack an archive once, and read its images."
-    key = hashlib.sha256(f"{url} {sha256} {md5}".encode()).hexdigest()[:12]
-    name = Path(urlsplit(url).path).name or "archive"
-    folder = cache_folder() / "archives" / f"{name.split('.')[0]}-{key}"
+    folder, name = archive_folder(url, (sha256, md5)), Path(urlsplit(url).path).name or "archive"
     with locked(folder):
         if not folder.exists():
             kept = folder.with_name(f"{folder.name}-{name}")
@@ -345,7 +399,7 @@ PETS_ARCHIVES = {  # A folder, and the MD5 of the archive that holds it
     "annotations": "95a8c909bbe2e81eed6a22bccdf3f68f",
 }
 
-
+# %% ../nbs/00d_downloads.ipynb #66ca2b04
 def download_pets(
     folder: Path,  # Where `images` and `annotations` shall be
     address: str = PETS_ADDRESS,  # Where the archives are

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,21 @@ from PIL import Image
 from .attention import class_activation_map, overlay, seen_image
 from .data import ImageData, open_image
 from .doctor import printable
-from .edits import KEEP, RELABEL, Decision, edits_of, names_below
+from .edits import KEEP, RELABEL, Decision, Edits, edits_of, names_below
 from .interpretation import Interpretation
 from .learner import FITTING, Learner
 from .sources import DELETE
 from .wrong_labels import label_quality
 
 # %% auto #0
-__all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'RED', 'GREEN', 'BLUE', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'LOG', 'KEYS',
-           'SHORTCUTS', 'ACTIONS', 'browsing_table', 'View', 'select', 'searchable', 'as_jpeg', 'thumbnail',
-           'heat_thumbnail', 'as_text', 'bar', 'verdict', 'caption_html', 'small_button', 'Cell', 'busiest', 'shade',
-           'Matrix', 'guarded', 'still', 'Controls', 'Pages', 'Viewer', 'Explorer', 'common_folder', 'lay_out',
-           'connect_view', 'connect', 'connect_cell']
+__all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'RED', 'GREEN', 'BLUE', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'UPRIGHT', 'BESIDE',
+           'LOG', 'KEYS', 'SHORTCUTS', 'NARROW', 'ACTIONS', 'STEPS', 'browsing_table', 'View', 'select', 'searchable',
+           'as_jpeg', 'thumbnail', 'heat_thumbnail', 'picture_of', 'as_text', 'line', 'bar', 'verdict', 'caption_html',
+           'small_button', 'Cell', 'Pages', 'make_cells', 'fill_cells', 'busiest', 'shade', 'matrix_buttons', 'heading',
+           'matrix_grid', 'confused_pairs', 'Matrix', 'guarded', 'newly_typed', 'still', 'page_output', 'class_choices',
+           'name_choices', 'view_controls', 'Controls', 'lay_out', 'connect_view', 'common_folder', 'where_we_are',
+           'Viewer', 'ask_for', 'Explorer', 'mend', 'take_back', 'press_key', 'move_frame', 'connect', 'connect_cells',
+           'pick_here']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 def browsing_table(
@@ -127,7 +131,7 @@ def as_jpeg(
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
-
+# %% ../nbs/08_explorer.ipynb #3bca17ef
 @lru_cache(maxsize=2000)
 def thumbnail(
     path: str,  # An image file
@@ -139,7 +143,7 @@ def thumbnail(
     except (OSError, ValueError):
         return as_jpeg(Image.new("RGB", (side, side), "#cccccc"))
 
-# %% ../nbs/08_explorer.ipynb #3bca17ef
+# %% ../nbs/08_explorer.ipynb #9cd5e736
 def heat_thumbnail(
     learn: Learner,  # Whose model is asked
     path: str,  # An image file
@@ -151,6 +155,20 @@ def heat_thumbnail(
         return thumbnail(path)
     return as_jpeg(overlay(seen, class_activation_map(learn, seen)))
 
+
+def picture_of(
+    path: str,  # An image file
+    learn: Learner | None,  # Whose model is asked where it looks; None: only the image
+    maps: dict[tuple[str, int], bytes],  # Heat maps that were made before, by path and training
+) -> bytes:  # A small JPEG
+    "The thumbnail, or the heat map, which is made once."
+    if learn is None:
+        return thumbnail(path)
+    key = (path, learn.n_steps)
+    if key not in maps:
+        maps[key] = heat_thumbnail(learn, path)
+    return maps[key]
+
 # %% ../nbs/08_explorer.ipynb #df01e8f0
 def as_text(
     text: object,  # A name, a number, a message
@@ -159,8 +177,18 @@ def as_text(
     return f"<bdi>{escape(printable(text))}</bdi>"
 
 # %% ../nbs/08_explorer.ipynb #30069888
-RED, GREEN, BLUE, GREY = "#b3392f", "#2e7d4f", "#3b6ea5", "#8a8a8a"
+RED, GREEN, BLUE, GREY = "#b3392f", "#2e7d4f", "#3b6ea5", "#767676"
 ELLIPSIS = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+
+
+def line(
+    content: str,  # HTML
+    style: str = "",  # More of CSS
+    whole: str = "",  # What the mouse shows
+) -> str:
+    "One line of a caption; what does not fit is left out."
+    title = f' title="{escape(printable(whole))}"' if whole else ""
+    return f'<div{title} style="{ELLIPSIS};{style}">{content}</div>'
 
 
 def bar(
@@ -169,8 +197,8 @@ def bar(
     color: str,  # Of the bar
 ) -> str:
     "A probability as a bar with its class in it."
-    width = f"background:linear-gradient(90deg,{color}55 {share:.0%},transparent {share:.0%})"
-    return f'<div style="{width};{ELLIPSIS}">{share:4.0%} {as_text(name)}</div>'
+    filled = f"background:linear-gradient(90deg,{color}55 {share:.0%},transparent {share:.0%})"
+    return line(f"{share:4.0%} {as_text(name)}", filled, name)
 
 
 def verdict(
@@ -183,7 +211,7 @@ def verdict(
     words = {RELABEL: f"→ {as_text(decision.label)}", DELETE: "✗ deleted", KEEP: "✓ kept"}
     return f'<b style="color:{colors[decision.kind]}">{words[decision.kind]}</b>'
 
-
+# %% ../nbs/08_explorer.ipynb #29c2e63e
 def caption_html(
     row: Any,  # Of a browsing table, as `itertuples` gives it
     probs: np.ndarray,  # The model's answer for this image
@@ -193,12 +221,13 @@ def caption_html(
     "File, label, loss, the three most probable classes, decision."
     best = np.argsort(-probs, kind="stable")[:3]
     bars = [bar(vocab[k], probs[k], GREEN if k == row.target else RED) for k in best]
+    found = f"loss {row.loss:.2f} {as_text(row.finding)}"
     lines = [
-        f'<div style="{ELLIPSIS};color:{GREY}">{as_text(row.name)}</div>',
-        f'<div style="{ELLIPSIS}">is <b>{as_text(row.actual)}</b></div>',
+        line(as_text(row.name), f"color:{GREY};direction:rtl;text-align:left", row.name),
+        line(f"is <b>{as_text(row.actual)}</b>", whole=row.actual),
         *bars,
-        f'<div style="{ELLIPSIS};color:{GREY}">loss {row.loss:.2f} {as_text(row.finding)}</div>',
-        f'<div style="{ELLIPSIS}">{verdict(decision)}</div>',
+        line(found, f"color:{GREY}", row.finding),
+        line(verdict(decision)),
     ]
     return f'<div style="font-size:11px;line-height:15px;width:150px">{"".join(lines)}</div>'
 
@@ -235,173 +264,6 @@ class Cell:
     def mark(self, current: bool) -> None:
         "Show whether the keyboard's next key is meant for this cell."
         self.box.layout.border = f"2px solid {BLUE if current else 'transparent'}"
-
-# %% ../nbs/08_explorer.ipynb #d186d41f
-def busiest(
-    counts: np.ndarray,  # Confusion matrix, classes x classes
-    most: int = 10,  # How many classes
-) -> list[int]:  # Their positions, in the order of the vocabulary
-    "The classes with the most mistakes, made on them or with their name."
-    mistakes = counts - np.diag(np.diag(counts))
-    worst = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")
-    return sorted(int(k) for k in worst[:most])
-
-
-def shade(
-    share: float,  # Of the row, from 0 to 1
-    right: bool,  # On the diagonal
-) -> str:  # A colour
-    "Blue for right and orange for wrong, the stronger the more."
-    end = np.array([0x6B, 0x9F, 0xD4] if right else [0xE8, 0x8A, 0x2D])
-    red, green, blue = (255 + (end - 255) * min(share, 1.0)).astype(int)
-    return f"#{red:02x}{green:02x}{blue:02x}"
-
-# %% ../nbs/08_explorer.ipynb #e501bebd
-class Matrix:
-    "The most confused classes as a block of buttons, and all confused pairs as a list."
-
-    def __init__(self, interp: Interpretation, click: Callable[[int, int], None]):
-        counts, vocab = interp.confusion_matrix(), interp.vocab
-        self.classes = busiest(counts)
-        self.buttons: dict[tuple[int, int], widgets.Button] = {}
-        field = widgets.Layout(width="26px", height="26px", margin="1px", padding="0")
-        free = {"margin": "0", "height": "auto"}
-        styles: dict[str, widgets.ButtonStyle] = {}
-        upright = "writing-mode:vertical-rl;transform:rotate(180deg);height:84px"
-        fields: list[widgets.Widget] = [widgets.HTML(layout=free)]
-        fields += [widgets.HTML(self.heading(vocab[k], upright), layout=free) for k in self.classes]
-        for a in self.classes:
-            name = self.heading(vocab[a], "width:104px;text-align:right;padding-top:6px")
-            fields.append(widgets.HTML(name, layout=free))
-            for p in self.classes:
-                color = shade(counts[a, p] / max(counts[a].sum(), 1), a == p)
-                style = styles.setdefault(color, widgets.ButtonStyle(button_color=color))
-                button = widgets.Button(
-                    description=str(counts[a, p] or ""), layout=field, style=style,
-                    tooltip=printable(f"{vocab[a]} called {vocab[p]}: {counts[a, p]}"),
-                )  # fmt: skip
-                button.on_click(lambda _, a=a, p=p: click(a, p))
-                self.buttons[a, p] = button
-                fields.append(button)
-        self.grid = widgets.GridBox(fields)
-        self.grid.layout.grid_template_columns = f"106px repeat({len(self.classes)}, 28px)"
-        position = {name: k for k, name in enumerate(vocab)}
-        pairs = [(f"{a} → {p}: {n}", (position[a], position[p]))
-                 for a, p, n in interp.most_confused()]  # fmt: skip
-        self.pairs = widgets.Select(options=[(printable(text), pair) for text, pair in pairs],
-                                    value=None, rows=8, layout={"width": "384px"})  # fmt: skip
-        self.pairs.observe(lambda change: click(*(change.new or (ANY, ANY))), "value")
-        title = widgets.HTML("<b>confusions</b>: label ↓, model →; click to see those images")
-        self.box = widgets.VBox([title, self.grid, self.pairs], layout={"width": "392px"})
-
-    @staticmethod
-    def heading(name: str, style: str) -> str:
-        "The name of a class beside its row or above its column."
-        size = "font-size:11px;line-height:14px"
-        whole = f'title="{escape(printable(name))}"'
-        return f'<div {whole} style="{size};{style};{ELLIPSIS}">{as_text(name)}</div>'
-
-# %% ../nbs/08_explorer.ipynb #96a83a80
-LOG = logging.getLogger("petnb")
-LOG.addHandler(logging.NullHandler())  # Who wants to read it adds a handler that prints
-
-
-def guarded(
-    method: Callable[..., None],  # A callback of the viewer or the explorer
-) -> Callable[..., None]:
-    "One at a time, not beside a fit, and with its errors in the status line and the log."
-
-    @wraps(method)
-    def safely(self: Viewer, *args: Any) -> None:
-        held = [lock for lock in (self.lock, FITTING) if lock.acquire(blocking=False)]
-        try:
-            if len(held) == 2:
-                method(self, *args)
-            else:
-                self.say("busy: a training or another click is at work, and nothing was changed")
-        except Exception as error:
-            LOG.warning("in the explorer", exc_info=True)
-            self.say(f"{type(error).__name__}: {error}")
-        finally:
-            for lock in held:
-                lock.release()
-
-    return safely
-
-# %% ../nbs/08_explorer.ipynb #0ba1a85f
-KEYS = "k keep · p as predicted · d delete · n next · b back · s pick · u undo · r redo"
-SHORTCUTS = """<style>.jp-OutputArea:has(.petnb-explorer) .petnb-still {display: none}</style>
-<script>(() => {
-  const name = "data-lm-suppress-shortcuts";
-  const mark = () => document.querySelectorAll(`.petnb-explorer:not([${name}])`).forEach(
-    (root) => root.setAttribute(name, "true"));
-  mark();
-  if (!window.petnbMarks) {
-    window.petnbMarks = new MutationObserver(mark);
-    window.petnbMarks.observe(document.body, {childList: true, subtree: true});
-  }
-})()</script>"""
-
-
-def still(
-    pictures: Iterable[bytes],  # JPEGs, one an image
-    captions: Iterable[str],  # From `caption_html`
-    said: str,  # A line below
-) -> str:  # HTML
-    "The page of the explorer as a picture, for readers without a kernel."
-    cells = "".join(
-        '<div style="width:160px"><img alt="" style="width:150px;height:120px;object-fit:contain"'
-        f' src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">{caption}</div>'
-        for picture, caption in zip(pictures, captions, strict=True)
-    )
-    grid = f'<div style="display:flex;flex-wrap:wrap;gap:8px;max-width:760px">{cells}</div>'
-    return f'<div class="petnb-still">{grid}<p>{as_text(said)}</p></div>'
-
-# %% ../nbs/08_explorer.ipynb #e4a21372
-ACTIONS = {
-    "relabel": "tag",
-    "as predicted": "magic",
-    "keep": "check",
-    "delete": "trash",
-    "forget": "times",
-    "pick page": "check-square-o",
-    "undo": "undo",
-    "redo": "repeat",
-    "write edits.csv": "save",
-}
-
-
-class Controls:
-    "Order, filters and actions, as widgets that do nothing yet."
-
-    def __init__(self, table: pd.DataFrame, vocab: list[str]):
-        classes = [(printable(name), k) for k, name in enumerate(vocab)]
-        found = {one for text in table["finding"] if text for one in text.split(", ")}
-        findings, splits = ([("any", ""), *((printable(one), one) for one in sorted(names))]
-                            for names in (found, set(table["split"])))  # fmt: skip
-        narrow: dict[str, Any] = {"layout": {"width": "210px"}}
-        narrow["style"] = {"description_width": "70px"}
-        choose = partial(widgets.Dropdown, **narrow)
-        self.view: dict[str, Any] = {
-            "order": choose(options=list(ORDERS), description="order"),
-            "backwards": widgets.ToggleButton(description="other way round", icon="sort"),
-            "actual": choose(options=[("any", ANY), *classes], description="actual"),
-            "predicted": choose(options=[("any", ANY), *classes], description="predicted"),
-            "show": choose(options=SHOWN, description="show"),
-            "split": choose(options=splits, description="split"),
-            "finding": choose(options=findings, description="finding"),
-            "text": widgets.Text(description="contains", continuous_update=False, **narrow),
-        }
-        self.label = choose(options=classes, description="label")
-        self.actions = {
-            name: widgets.Button(description=name, icon=icon, layout={"width": "auto"})
-            for name, icon in ACTIONS.items()
-        }
-        self.keys = widgets.Text(placeholder=KEYS, description="keys", layout={"width": "640px"})
-        self.back = widgets.Button(description="back", icon="arrow-left")
-        self.forward = widgets.Button(description="forward", icon="arrow-right")
-        self.looks = widgets.ToggleButton(description="where it looks", icon="eye")
-        self.status = widgets.HTML().add_class("petnb-status")
 
 # %% ../nbs/08_explorer.ipynb #629efad8
 class Pages:
@@ -444,6 +306,322 @@ class Pages:
         return f"page {self.page + 1} of {self.n_pages}, {len(self.shown)} images"
 
 # %% ../nbs/08_explorer.ipynb #8348318d
+def make_cells(
+    number: int,  # As many as a page has images
+) -> list[Cell]:
+    "The pool; all buttons share one layout."
+    layout = widgets.Layout(width="36px", margin="1px", padding="0")
+    return [Cell(layout) for _ in range(number)]
+
+
+def fill_cells(
+    cells: list[Cell],  # The pool
+    pages: Pages,  # Whose page is shown
+    picture: Callable[[Any], bytes],  # The JPEG of a row
+    caption: Callable[[Any], str],  # What is said of a row, as HTML
+) -> None:
+    "Show the page in the cells, and hide those that are left over."
+    rows = list(pages.on_page().itertuples())
+    for number, cell in enumerate(cells):
+        cell.box.layout.visibility = "visible" if number < len(rows) else "hidden"
+        cell.mark(number == pages.cursor)
+    for cell, row in zip(cells, rows, strict=False):
+        cell.image.value, cell.caption.value = picture(row), caption(row)
+        cell.pick.value = row.name in pages.picked
+
+# %% ../nbs/08_explorer.ipynb #d186d41f
+def busiest(
+    counts: np.ndarray,  # Confusion matrix, classes x classes
+    most: int = 10,  # How many classes
+) -> list[int]:  # Their positions, in the order of the vocabulary
+    "The classes with the most mistakes, made on them or with their name; none without any."
+    wrong = counts - np.diag(np.diag(counts))
+    mistakes = wrong.sum(0) + wrong.sum(1)
+    worst = [k for k in np.argsort(-mistakes, kind="stable") if mistakes[k] or not mistakes.any()]
+    return sorted(int(k) for k in worst[:most])
+
+
+def shade(
+    share: float,  # Of the row, from 0 to 1
+    right: bool,  # On the diagonal
+) -> str:  # A colour
+    "Blue for right and orange for wrong, the stronger the more."
+    end = np.array([0x6B, 0x9F, 0xD4] if right else [0xE8, 0x8A, 0x2D])
+    red, green, blue = (255 + (end - 255) * min(share, 1.0)).astype(int)
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+# %% ../nbs/08_explorer.ipynb #e501bebd
+def matrix_buttons(
+    interp: Interpretation,  # What the model said
+    classes: list[int],  # The classes to show
+) -> dict[tuple[int, int], widgets.Button]:  # By actual and predicted class
+    "A button for each pair of these classes that says how many images there are."
+    counts, vocab = interp.confusion_matrix(), interp.vocab
+    layout = widgets.Layout(width="26px", height="26px", margin="1px", padding="0")
+    style = lru_cache(lambda color: widgets.ButtonStyle(button_color=color))
+    buttons = {}
+    for a, p in product(classes, classes):
+        told = printable(f"{vocab[a]} called {vocab[p]}: {counts[a, p]}")
+        looks = style(shade(counts[a, p] / max(counts[a].sum(), 1), a == p))
+        buttons[a, p] = widgets.Button(
+            description=str(counts[a, p] or ""), tooltip=told, layout=layout, style=looks
+        )
+    return buttons
+
+# %% ../nbs/08_explorer.ipynb #1be20152
+UPRIGHT = "writing-mode:vertical-rl;transform:rotate(180deg);height:84px"
+BESIDE = "width:104px;text-align:right;padding-top:6px"
+
+
+def heading(
+    name: str,  # Of a class
+    style: str,  # UPRIGHT or BESIDE
+) -> widgets.HTML:
+    "The name of a class beside its row or above its column."
+    shown = line(as_text(name), f"font-size:11px;line-height:14px;{style}", name)
+    return widgets.HTML(shown, layout={"margin": "0", "height": "auto"})
+
+
+def matrix_grid(
+    buttons: dict[tuple[int, int], widgets.Button],  # From `matrix_buttons`
+    classes: list[int],  # Rows and columns
+    vocab: list[str],  # Class names
+) -> widgets.GridBox:
+    "The buttons in rows, one an actual class, with the names."
+    fields: list[widgets.Widget] = [widgets.HTML()]
+    fields += [heading(vocab[k], UPRIGHT) for k in classes]
+    for a in classes:
+        fields += [heading(vocab[a], BESIDE), *(buttons[a, p] for p in classes)]
+    grid = widgets.GridBox(fields)
+    grid.layout.grid_template_columns = f"106px repeat({len(classes)}, 28px)"
+    return grid
+
+
+def confused_pairs(
+    interp: Interpretation,  # What the model said
+) -> list[tuple[str, tuple[int, int]]]:  # For a list: what it says, and actual and predicted class
+    "All pairs of classes that were confused, the most frequent first."
+    position = {name: k for k, name in enumerate(interp.vocab)}
+    return [
+        (printable(f"{a} → {p}: {n}"), (position[a], position[p]))
+        for a, p, n in interp.most_confused()
+    ]
+
+# %% ../nbs/08_explorer.ipynb #eb247f8d
+class Matrix:
+    "The most confused classes as a block of buttons, and all confused pairs as a list."
+
+    def __init__(
+        self,
+        interp: Interpretation,  # What the model said
+        click: Callable[[int, int], None],  # Called with an actual and a predicted class
+    ):
+        self.classes = busiest(interp.confusion_matrix())
+        self.buttons = matrix_buttons(interp, self.classes)
+        for (a, p), button in self.buttons.items():
+            button.on_click(lambda _, a=a, p=p: click(a, p))
+        self.grid = matrix_grid(self.buttons, self.classes, interp.vocab)
+        self.pairs = widgets.Select(options=confused_pairs(interp), value=None, rows=8)
+        self.pairs.layout.width = "384px"
+        self.pairs.observe(lambda change: click(*(change.new or (ANY, ANY))), "value")
+        title = widgets.HTML("<b>confusions</b>: label ↓, model →; click to see those images")
+        self.box = widgets.VBox([title, self.grid, self.pairs], layout={"width": "392px"})
+
+# %% ../nbs/08_explorer.ipynb #96a83a80
+LOG = logging.getLogger("petnb")
+LOG.addHandler(logging.NullHandler())  # Who wants to read it adds a handler that prints
+
+
+def guarded(
+    method: Callable[..., None],  # A callback of the viewer or the explorer
+) -> Callable[..., None]:
+    "One at a time, not beside a fit, and with its errors in the status line and the log."
+
+    @wraps(method)
+    def safely(self: Viewer, *args: Any) -> None:
+        held = [lock for lock in (self.lock, FITTING) if lock.acquire(blocking=False)]
+        try:
+            if len(held) == 2:
+                method(self, *args)
+            else:
+                self.say("busy: a training or another click is at work, and nothing was changed")
+        except Exception as error:
+            LOG.warning("in the explorer", exc_info=True)
+            self.say(f"{type(error).__name__}: {error}")
+        finally:
+            for lock in held:
+                lock.release()
+
+    return safely
+
+# %% ../nbs/08_explorer.ipynb #0ba1a85f
+KEYS = "k keep · p as predicted · d delete · n next · b back · s pick · u undo · r redo"
+
+
+def newly_typed(
+    before: str,  # What the box said
+    now: str,  # What it says
+) -> str:
+    "What is new at the end, in small letters; nothing if letters were rubbed out."
+    return now.removeprefix(before).lower() if now.startswith(before) else ""
+
+# %% ../nbs/08_explorer.ipynb #e4a21372
+SHORTCUTS = """<style>.jp-OutputArea:has(.petnb-explorer) .petnb-still {display: none}</style>
+<script>(() => {
+  const name = "data-lm-suppress-shortcuts";
+  const mark = () => document.querySelectorAll(`.petnb-explorer:not([${name}])`).forEach(
+    (root) => root.setAttribute(name, "true"));
+  mark();
+  if (!window.petnbMarks) {
+    window.petnbMarks = new MutationObserver(mark);
+    window.petnbMarks.observe(document.body, {childList: true, subtree: true});
+  }
+})()</script>"""
+
+# %% ../nbs/08_explorer.ipynb #ed5e6f1f
+def still(
+    pictures: Iterable[bytes],  # JPEGs, one an image
+    captions: Iterable[str],  # From `caption_html`
+    said: str,  # A line below
+) -> str:  # HTML
+    "The page of the explorer as a picture, for readers without a kernel."
+    cells = "".join(
+        '<div style="width:160px"><img alt="" style="width:150px;height:120px;object-fit:contain"'
+        f' src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">{caption}</div>'
+        for picture, caption in zip(pictures, captions, strict=True)
+    )
+    grid = f'<div style="display:flex;flex-wrap:wrap;gap:8px;max-width:760px">{cells}</div>'
+    return f'<div class="petnb-still">{grid}<p>{as_text(said)}</p></div>'
+
+# %% ../nbs/08_explorer.ipynb #72238ae6
+def page_output(
+    pages: Pages,  # Whose page is shown
+    picture: Callable[[Any], bytes],  # The JPEG of a row
+    caption: Callable[[Any], str],  # What is said of a row, as HTML
+) -> dict[str, str]:  # By kind of content
+    "The page as HTML and as text."
+    page = pages.on_page()
+    rows = list(page.itertuples())
+    html = still(map(picture, rows), map(caption, rows), str(pages))
+    text = page[["name", "prediction", "actual", "loss"]].map(printable)
+    return {"text/html": html + SHORTCUTS, "text/plain": text.to_string(index=False)}
+
+# %% ../nbs/08_explorer.ipynb #2b4f5bfb
+NARROW: dict[str, Any] = {"layout": {"width": "210px"}, "style": {"description_width": "70px"}}
+
+
+def class_choices(
+    vocab: list[str],  # Class names
+) -> list[tuple[str, int]]:  # What a list says, and what it stands for
+    "The classes by their positions."
+    return [(printable(name), k) for k, name in enumerate(vocab)]
+
+
+def name_choices(
+    names: Iterable[str],  # Splits or findings
+) -> list[tuple[str, str]]:  # What a list says, and what it stands for
+    "Each name once, after `any`, which stands for all."
+    return [("any", ""), *((printable(name), name) for name in sorted(set(names)))]
+
+
+def view_controls(
+    table: pd.DataFrame,  # From `browsing_table`
+    vocab: list[str],  # Class names
+) -> dict[str, Any]:  # Widgets
+    "A control for each part of a `View`, under the same name."
+    classes = [("any", ANY), *class_choices(vocab)]
+    findings = {one for text in table["finding"] if text for one in text.split(", ")}
+    choose = partial(widgets.Dropdown, **NARROW)
+    return {
+        "order": choose(options=list(ORDERS), description="order"),
+        "backwards": widgets.ToggleButton(description="other way round", icon="sort"),
+        "actual": choose(options=classes, description="actual"),
+        "predicted": choose(options=classes, description="predicted"),
+        "show": choose(options=SHOWN, description="show"),
+        "split": choose(options=name_choices(table["split"]), description="split"),
+        "finding": choose(options=name_choices(findings), description="finding"),
+        "text": widgets.Text(description="contains", continuous_update=False, **NARROW),
+    }
+
+# %% ../nbs/08_explorer.ipynb #e17266a8
+ACTIONS = {
+    "relabel": "tag",
+    "as predicted": "magic",
+    "keep": "check",
+    "delete": "trash",
+    "forget": "times",
+    "pick page": "check-square-o",
+    "undo": "undo",
+    "redo": "repeat",
+    "write edits.csv": "save",
+}
+
+
+class Controls:
+    "Order, filters and actions, as widgets that do nothing yet."
+
+    def __init__(self, table: pd.DataFrame, vocab: list[str]):
+        self.view = view_controls(table, vocab)
+        self.label = widgets.Dropdown(options=class_choices(vocab), description="label", **NARROW)
+        self.actions = {
+            name: widgets.Button(description=name, icon=icon, layout={"width": "auto"})
+            for name, icon in ACTIONS.items()
+        }
+        self.keys = widgets.Text(placeholder=KEYS, description="keys", layout={"width": "640px"})
+        self.back = widgets.Button(description="back", icon="arrow-left")
+        self.forward = widgets.Button(description="forward", icon="arrow-right")
+        self.looks = widgets.ToggleButton(description="where it looks", icon="eye")
+        self.status = widgets.HTML().add_class("petnb-status")
+
+    def chosen(self) -> View:
+        "What the controls say that is to be seen."
+        return View(**{name: control.value for name, control in self.view.items()})
+
+# %% ../nbs/08_explorer.ipynb #35967080
+def lay_out(
+    viewer: Viewer,  # With its controls, cells and matrix
+) -> widgets.Widget:
+    "One widget of all the others."
+    controls, wrap = viewer.controls, {"flex_flow": "row wrap"}
+    grid = widgets.GridBox([cell.box for cell in viewer.cells])
+    grid.layout.grid_template_columns = f"repeat({viewer.columns}, 158px)"
+    pages = widgets.HBox([controls.back, controls.forward, controls.looks])
+    actions = widgets.HBox([controls.label, *controls.actions.values()], layout=wrap)
+    left = widgets.VBox([grid, pages])
+    both = widgets.HBox([left, viewer.matrix.box], layout=wrap)
+    filters = widgets.HBox(list(controls.view.values()), layout=wrap)
+    above = [filters, actions, controls.keys, controls.status]
+    return widgets.VBox([*above, both]).add_class("petnb-explorer")
+
+# %% ../nbs/08_explorer.ipynb #3fe45f27
+def connect_view(
+    viewer: Viewer,  # Laid out
+) -> None:
+    "Tie the filters and the pages to what they do."
+    for control in viewer.controls.view.values():
+        control.observe(viewer.refresh, "value")
+    viewer.controls.looks.observe(viewer.redraw, "value")
+    viewer.controls.back.on_click(lambda _: viewer.turn(-1))
+    viewer.controls.forward.on_click(lambda _: viewer.turn(1))
+
+# %% ../nbs/08_explorer.ipynb #22dd3352
+def common_folder(
+    paths: Iterable[str],  # Image files
+) -> Path:
+    "The deepest folder that all files lie under."
+    return Path(os.path.commonpath([Path(path).parent for path in paths]))
+
+
+def where_we_are(
+    pages: Pages,  # What is shown
+    edits: Edits,  # What was decided
+    more: str = "",  # What has just happened
+) -> str:
+    "Page, images, selection, decisions, and what has just happened."
+    picked = f", {len(pages.picked)} picked" if pages.picked else ""
+    return f"{pages}{picked}, {len(edits.decisions)} decisions{more and '. ' + more}"
+
+# %% ../nbs/08_explorer.ipynb #645f488d
 class Viewer:
     "Browse the images of an interpretation."
 
@@ -463,13 +641,11 @@ class Viewer:
         self.edits = edits_of(interp.items, self.root, journal)
         self.table = browsing_table(interp, self.root, findings)
         self.pages, self.columns = Pages(self.table, columns * rows), columns
-        self.said, self.quiet, self.handle = "", False, None
-        self.lock, self.maps = threading.RLock(), dict[tuple[str, int], bytes]()
-        layout = widgets.Layout(width="36px", margin="1px", padding="0")
-        self.cells = [Cell(layout) for _ in range(columns * rows)]
-        self.controls = Controls(self.table, interp.vocab)
+        self.cells, self.controls = make_cells(columns * rows), Controls(self.table, interp.vocab)
         self.controls.looks.disabled = learn is None
         self.matrix = Matrix(interp, self.show_confusion)
+        self.said, self.quiet, self.handle = "", False, None
+        self.lock, self.maps = threading.RLock(), dict[tuple[str, int], bytes]()
         self.widget = lay_out(self)
         connect_view(self)
         self.refresh()
@@ -481,27 +657,26 @@ class Viewer:
         self.said = text
         self.controls.status.value = as_text(text)
 
+    def tell(self, more: str = "") -> None:
+        "Say where we are, and renew the picture beside the widget."
+        self.say(where_we_are(self.pages, self.edits, more))
+        if self.handle:
+            self.handle.update(self.bundle(), raw=True)
+
+    def show(self) -> None:
+        "Show the page as it is now."
+        fill_cells(self.cells, self.pages, self.picture, self.caption)
+        self.controls.back.disabled = self.pages.page == 0
+        self.controls.forward.disabled = self.pages.page == self.pages.n_pages - 1
+        self.tell()
+
     @guarded
     def refresh(self, change: Any = None) -> None:
         "Filter and sort again, and show the first page."
         if not self.quiet:
-            values = {name: control.value for name, control in self.controls.view.items()}
-            self.pages.shown = select(self.table, View(**values), self.edits.decisions)
+            self.pages.shown = select(self.table, self.controls.chosen(), self.edits.decisions)
             self.pages.go(0)
             self.show()
-
-    @guarded
-    def show_confusion(self, actual: int, predicted: int) -> None:
-        "Show the images of one class that were given another, whatever was shown before."
-        view = {name: getattr(View, name) for name in View.__dataclass_fields__}
-        view |= {"actual": actual, "predicted": predicted}
-        self.quiet = True
-        try:
-            for name in view.keys() - {"order", "backwards"}:
-                self.controls.view[name].value = view[name]
-        finally:
-            self.quiet = False
-        self.refresh()
 
     @guarded
     def redraw(self, change: Any = None) -> None:
@@ -514,49 +689,23 @@ class Viewer:
         self.pages.turn(pages)
         self.show()
 
-    def show(self) -> None:
-        "Fill the pool of cells from the page, and hide the ones that are left over."
-        rows = list(self.pages.on_page().itertuples())
-        for number, cell in enumerate(self.cells):
-            cell.box.layout.visibility = "visible" if number < len(rows) else "hidden"
-            cell.mark(number == self.pages.cursor)
-            if number < len(rows):
-                cell.image.value = self.picture(rows[number])
-                cell.caption.value = self.caption(rows[number])
-                cell.pick.value = rows[number].name in self.pages.picked
-        self.controls.back.disabled = self.pages.page == 0
-        self.controls.forward.disabled = self.pages.page == self.pages.n_pages - 1
-        self.tell()
+    @guarded
+    def show_confusion(self, actual: int, predicted: int) -> None:
+        "Show the images of one class that were given another, whatever was shown before."
+        ask_for(self, View(actual=actual, predicted=predicted))
 
-    def tell(self, more: str = "") -> None:
-        "Where we are, and the picture beside the widget."
-        picked = f", {len(self.pages.picked)} picked" if self.pages.picked else ""
-        decided = f"{len(self.edits.decisions)} decisions"
-        self.say(f"{self.pages}{picked}, {decided}{more and '. ' + more}")
-        if self.handle:
-            self.handle.update(self.bundle(), raw=True)
+    def picture(self, row: Any) -> bytes:
+        "The thumbnail of this row, with the heat map if it is asked for."
+        return picture_of(row.path, self.learn if self.controls.looks.value else None, self.maps)
 
     def caption(self, row: Any) -> str:
         "What the cell of this row says."
         decision = self.edits.decisions.get(row.name)
         return caption_html(row, self.interp.probs[row.place], self.interp.vocab, decision)
 
-    def picture(self, row: Any) -> bytes:
-        "The thumbnail of this row, with the heat map if it is asked for, as a JPEG."
-        if not (self.controls.looks.value and self.learn):
-            return thumbnail(row.path)
-        key = (row.path, self.learn.n_steps)  # Another training, another map
-        if key not in self.maps:
-            self.maps[key] = heat_thumbnail(self.learn, row.path)
-        return self.maps[key]
-
     def bundle(self) -> dict[str, str]:
         "The page as HTML and as text, for readers without a kernel."
-        page = self.pages.on_page()
-        rows = list(page.itertuples())
-        html = still(map(self.picture, rows), map(self.caption, rows), str(self.pages))
-        text = page[["name", "prediction", "actual", "loss"]].map(printable)
-        return {"text/html": html + SHORTCUTS, "text/plain": text.to_string(index=False)}
+        return page_output(self.pages, self.picture, self.caption)
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -564,7 +713,22 @@ class Viewer:
         display(self.widget)  # type: ignore[no-untyped-call]
         self.handle = display(self.bundle(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
-# %% ../nbs/08_explorer.ipynb #c9dbabd9
+# %% ../nbs/08_explorer.ipynb #85a41c52
+def ask_for(
+    viewer: Viewer,  # Whose controls are turned
+    view: View,  # What they shall say; the order stays
+) -> None:
+    "Turn the filters to this view, and show it once."
+    viewer.quiet = True
+    try:
+        for name, control in viewer.controls.view.items():
+            if name not in ("order", "backwards"):
+                control.value = getattr(view, name)
+    finally:
+        viewer.quiet = False
+    viewer.refresh()
+
+# %% ../nbs/08_explorer.ipynb #5836649e
 class Explorer(Viewer):
     "Browse the images of an interpretation, and mend their labels."
 
@@ -580,43 +744,27 @@ class Explorer(Viewer):
         self.csv, self.typed = Path(csv), ""
         self.predicted = dict(zip(self.table["name"], self.table["prediction"], strict=True))
         connect(self)
-
-    def mend(
-        self, kind: str | None, label: str | Mapping[str, str], names: Collection[str] | None
-    ) -> None:
-        "Decide on these images, or on those picked, or else on the one with the frame."
-        meant = names if names is not None else self.pages.picked or self.pages.here()
-        self.edits.decide(sorted(meant), kind, label)
-        if names is None:
-            self.pages.picked = set()
-        self.show()
-
-    def take_back(self, word: str) -> None:
-        "Undo or redo, and say what."
-        change = (self.edits.undo if word == "undo" else self.edits.redo)()
-        self.show()
-        names = ", ".join(list(change)[:3]) + ("" if len(change) <= 3 else ", ...")
-        self.tell(f"{word}: {names}" if change else f"nothing to {word}")
+        connect_cells(self)
 
     @guarded
     def decide(self, kind: str | None, names: Collection[str] | None = None) -> None:
         "Keep, delete, relabel as the control says, or forget (None)."
-        self.mend(kind, self.interp.vocab[self.controls.label.value], names)
+        mend(self, kind, self.interp.vocab[self.controls.label.value], names)
 
     @guarded
     def agree(self, names: Collection[str] | None = None) -> None:
         "Relabel images as the model says."
-        self.mend(RELABEL, self.predicted, names)
+        mend(self, RELABEL, self.predicted, names)
 
     @guarded
     def undo(self) -> None:
         "Take the last change back."
-        self.take_back("undo")
+        take_back(self, "undo")
 
     @guarded
     def redo(self) -> None:
         "Do again what was undone last."
-        self.take_back("redo")
+        take_back(self, "redo")
 
     @guarded
     def write(self) -> None:
@@ -639,77 +787,82 @@ class Explorer(Viewer):
         self.show()
 
     def press(self, change: Any) -> None:
-        "Only what is new at the end of the box counts, and not later if it cannot be done now."
-        before, self.typed = self.typed, change["new"]
-        if self.typed.startswith(before):
-            self.type_keys(self.typed.removeprefix(before).lower())
+        "What is typed counts once, and not later if it cannot be done now."
+        keys, self.typed = newly_typed(self.typed, change["new"]), change["new"]
+        self.type_keys(keys)
 
     @guarded
     def type_keys(self, keys: str) -> None:
         "Do what the letters mean; those without a meaning do nothing."
         for key in keys:
-            here = self.pages.here()
-            if here and key in "kd":
-                self.mend(KEEP if key == "k" else DELETE, "", here)
-            elif here and key == "p":
-                self.mend(RELABEL, self.predicted, here)
-            elif here and key == "s":
-                self.pages.picked ^= set(here)
-                self.show()
-            elif key in "ur":
-                self.take_back("undo" if key == "u" else "redo")
-            self.step({"b": -1}.get(key, int(key in "kdpn")))
-
-    def step(self, steps: int) -> None:
-        "Move the frame; over the end of the page, turn it."
-        if steps and self.pages.move(steps):
-            self.show()
-        for number, cell in enumerate(self.cells):
-            cell.mark(number == self.pages.cursor)
+            press_key(self, key)
 
     def corrected(self, data: ImageData) -> ImageData:
         "The data with all decisions carried out, to train again; no file is touched."
         return self.edits.apply(data)
 
-# %% ../nbs/08_explorer.ipynb #1b9c1447
-def common_folder(
-    paths: Iterable[str],  # Image files
-) -> Path:
-    "The deepest folder that all files lie under."
-    return Path(os.path.commonpath([Path(path).parent for path in paths]))
-
-
-def lay_out(
-    explorer: Viewer,  # With its controls, cells and matrix
-) -> widgets.Widget:
-    "Filters, actions and status above, the grid below, and the matrix beside it."
-    controls, wrap = explorer.controls, {"flex_flow": "row wrap"}
-    grid = widgets.GridBox([cell.box for cell in explorer.cells])
-    grid.layout.grid_template_columns = f"repeat({explorer.columns}, 158px)"
-    pages = widgets.HBox([controls.back, controls.forward, controls.looks])
-    actions = widgets.HBox([controls.label, *controls.actions.values()], layout=wrap)
-    left = widgets.VBox([grid, pages])
-    both = widgets.HBox([left, explorer.matrix.box], layout=wrap)
-    filters = widgets.HBox(list(controls.view.values()), layout=wrap)
-    above = [filters, actions, controls.keys, controls.status]
-    return widgets.VBox([*above, both]).add_class("petnb-explorer")
-
-
-def connect_view(
-    viewer: Viewer,  # Laid out
+# %% ../nbs/08_explorer.ipynb #4d99be78
+def mend(
+    explorer: Explorer,  # Where something is decided
+    kind: str | None,  # RELABEL, DELETE, KEEP; None takes back what was decided
+    label: str | Mapping[str, str],  # The new label, or one for each image
+    names: Collection[str] | None = None,  # Images; None: those picked, or the one with the frame
 ) -> None:
-    "Tie the filters and the pages to what they do."
-    for control in viewer.controls.view.values():
-        control.observe(viewer.refresh, "value")
-    viewer.controls.looks.observe(viewer.redraw, "value")
-    viewer.controls.back.on_click(lambda _: viewer.turn(-1))
-    viewer.controls.forward.on_click(lambda _: viewer.turn(1))
+    "Decide on images, and show it."
+    meant = names if names is not None else explorer.pages.picked or explorer.pages.here()
+    explorer.edits.decide(sorted(meant), kind, label)
+    if names is None:
+        explorer.pages.picked = set()
+    explorer.show()
 
 
+def take_back(
+    explorer: Explorer,  # Where something was decided
+    word: str,  # "undo" or "redo"
+) -> None:
+    "Undo or redo, and say what."
+    change = (explorer.edits.undo if word == "undo" else explorer.edits.redo)()
+    explorer.show()
+    names = ", ".join(list(change)[:3]) + ("" if len(change) <= 3 else ", ...")
+    explorer.tell(f"{word}: {names}" if change else f"nothing to {word}")
+
+# %% ../nbs/08_explorer.ipynb #7a21efea
+STEPS = {"k": 1, "p": 1, "d": 1, "n": 1, "b": -1}  # Images that the frame moves on after a key
+
+
+def press_key(
+    explorer: Explorer,  # Where it is typed
+    key: str,  # A small letter
+) -> None:
+    "Do what a letter means for the image with the frame, and move the frame."
+    here = explorer.pages.here()
+    if here and key in "kd":
+        mend(explorer, KEEP if key == "k" else DELETE, "", here)
+    elif here and key == "p":
+        mend(explorer, RELABEL, explorer.predicted, here)
+    elif here and key == "s":
+        explorer.pages.picked ^= set(here)
+        explorer.show()
+    elif key in "ur":
+        take_back(explorer, "undo" if key == "u" else "redo")
+    move_frame(explorer, STEPS.get(key, 0))
+
+
+def move_frame(
+    explorer: Explorer,  # Whose frame it is
+    steps: int,  # Images forward; below 0: back
+) -> None:
+    "Move the frame; over the end of the page, turn it."
+    if steps and explorer.pages.move(steps):
+        explorer.show()
+    for number, cell in enumerate(explorer.cells):
+        cell.mark(number == explorer.pages.cursor)
+
+# %% ../nbs/08_explorer.ipynb #d55bc744
 def connect(
     explorer: Explorer,  # Laid out
 ) -> None:
-    "Tie the actions to what they do."
+    "Tie the actions and the keys to what they do."
     explorer.controls.keys.observe(explorer.press, "value")
     what: dict[str, Callable[[], None]] = {
         "relabel": partial(explorer.decide, RELABEL),
@@ -724,18 +877,25 @@ def connect(
     }
     for name, action in what.items():
         explorer.controls.actions[name].on_click(lambda _, action=action: action())
-    for number, cell in enumerate(explorer.cells):
-        connect_cell(explorer, cell, number)
 
 
-def connect_cell(
-    explorer: Explorer,  # Whose cell it is
-    cell: Cell,  # Of the pool
-    number: int,  # Its place on the page
+def connect_cells(
+    explorer: Explorer,  # Laid out
 ) -> None:
-    "Tie the four buttons of a cell to the image that it shows at the time."
-    here = partial(explorer.pages.here, number)
-    cell.keep.on_click(lambda _: explorer.decide(KEEP, here()))
-    cell.delete.on_click(lambda _: explorer.decide(DELETE, here()))
-    cell.agree.on_click(lambda _: explorer.agree(here()))
-    cell.pick.observe(lambda change: [explorer.pick(name, change.new) for name in here()], "value")
+    "Tie the four buttons of each cell to the image that it shows at the time."
+    for number, cell in enumerate(explorer.cells):
+        here = partial(explorer.pages.here, number)
+        cell.keep.on_click(lambda _, here=here: explorer.decide(KEEP, here()))
+        cell.delete.on_click(lambda _, here=here: explorer.decide(DELETE, here()))
+        cell.agree.on_click(lambda _, here=here: explorer.agree(here()))
+        cell.pick.observe(partial(pick_here, explorer, here), "value")
+
+
+def pick_here(
+    explorer: Explorer,  # Whose selection it is
+    here: Callable[[], list[str]],  # The image that the cell shows; none on a page's empty place
+    change: Any,  # Of the button: down or up
+) -> None:
+    "Pick the image of a cell, or put it back."
+    for name in here():
+        explorer.pick(name, change.new)

@@ -120,6 +120,13 @@ function element(kind, text = "", style = "") {
   return made;
 }
 
+function named(text, style) {
+  const made = element("div", "", style);
+  made.title = text;
+  made.append(element("bdi", text));
+  return made;
+}
+
 function bar([k, share], actual) {
   const made = element("div", "", k === actual ? "bar right" : "bar wrong");
   const fill = element("span", "", "fill");
@@ -127,6 +134,7 @@ function bar([k, share], actual) {
   const name = element("span", `${Math.round(100 * share)}% `, "name");
   name.append(element("bdi", data.vocab[k]));
   made.append(fill, name);
+  made.title = data.vocab[k];
   return made;
 }
 
@@ -141,7 +149,7 @@ function cell(row) {
   label.append(element("bdi", data.vocab[row.actual], "label"));
   const loss = element("div", `loss ${row.loss.toFixed(2)} `, "quiet");
   loss.append(element("bdi", row.finding));
-  made.append(image, element("bdi", row.name, "quiet"), label,
+  made.append(image, named(row.name, "quiet path"), label,
     ...row.best.map((one) => bar(one, row.actual)), loss);
   return made;
 }
@@ -211,7 +219,7 @@ refresh();
 # %% ../nbs/08b_report.ipynb #d466a2cb
 STYLE = """
 :root {color-scheme: light dark; --edge: #8884; --right: #3b6ea5; --wrong: #b45a12}
-body {font: 14px/1.4 system-ui, sans-serif; margin: 16px}
+body {font: 14px/1.4 system-ui, sans-serif; margin: 16px; background: Canvas; color: CanvasText}
 h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 #controls, #pages {display: flex; flex-wrap: wrap; gap: 6px 14px; margin-bottom: 10px}
 #both {display: flex; gap: 20px; align-items: flex-start}
@@ -223,12 +231,14 @@ h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 .cell bdi, .cell div {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 .picture {width: 150px; height: 120px; object-fit: contain} div.picture {background: var(--edge)}
 .label {font-weight: bold} .quiet {color: light-dark(#666, #999)}
+.path {direction: rtl; text-align: left}
 .bar {position: relative; height: 15px} .bar .name {position: absolute; left: 2px}
 .fill {position: absolute; inset: 1px auto 1px 0; opacity: .35}
 .bar.right .fill {background: #2e7d4f} .bar.wrong .fill {background: #b3392f}
 #matrix {border-collapse: collapse; font-size: 11px} #matrix th {font-weight: normal}
 #matrix tr:first-child th {writing-mode: vertical-rl; transform: rotate(180deg); text-align: left}
 #matrix tr:not(:first-child) th {text-align: right; padding-right: 6px}
+#matrix tr > :first-child {position: sticky; left: 0; background: Canvas}
 #matrix td {padding: 0; border: 1px solid var(--edge); min-width: 20px; height: 20px}
 #matrix tr:first-child td {border: 0}
 #matrix button {width: 100%; height: 20px; border: 0; padding: 0; color: #fff; cursor: pointer}
@@ -242,7 +252,7 @@ PAGE = """<!doctype html>
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{style}</style></head><body>
-<h1>{title}</h1><p>{summary}</p>
+<main><h1>{title}</h1><p>{summary}</p>
 <noscript>This page needs JavaScript, its own and no other.</noscript>
 <div id="controls">
 <label>order <select id="order"></select></label>
@@ -258,7 +268,7 @@ PAGE = """<!doctype html>
 <span id="where"></span></div>
 <div id="both"><div id="grid"></div><div id="side">
 <b>Confusions</b>: label ↓, model →; click to see those images<table id="matrix"></table>
-<ol id="pairs"></ol></div></div>
+<ol id="pairs"></ol></div></div></main>
 <script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """
 

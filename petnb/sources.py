@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -22,11 +22,14 @@ import pandas as pd
 from .data import Groups, ImageData, Options, Split, Splitter, from_lists, image_files
 
 # %% auto #0
-__all__ = ['SIDES', 'TRUTH', 'DUPLICATES', 'SAME', 'SIDE_FOLDERS', 'DELETE', 'FORMULA', 'read_table', 'column', 'find_images',
-           'from_df', 'from_csv', 'from_function', 'group_names', 'wants_duplicates', 'find_together', 'make_items',
-           'choose_classes', 'deal_originals', 'mark_copies', 'fold_numbers', 'hold_out_groups', 'side_folder',
-           'by_folder', 'k_fold', 'by_file', 'by_indices', 'hold_out', 'as_splitter', 'split_items', 'below',
-           'from_folder', 'check_sides', 'subset', 'check_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
+__all__ = ['SIDES', 'TRUTH', 'DUPLICATES', 'SAME', 'SIDE_FOLDERS', 'DELETE', 'NOWHERE', 'FORMULA', 'read_table', 'column',
+           'files_by_stem', 'only_one', 'find_images', 'sides_in', 'labels_in', 'from_df', 'from_csv', 'label_of',
+           'from_function', 'group_names', 'wants_duplicates', 'find_together', 'without_repeats', 'check_lists',
+           'make_items', 'merged', 'choose_classes', 'deal_originals', 'mark_copies', 'deal_piles', 'fold_numbers',
+           'hold_out_groups', 'side_folder', 'by_folder', 'k_fold', 'by_file', 'by_indices', 'hold_out_images',
+           'hold_out_any_groups', 'hold_out', 'as_splitter', 'below', 'official_sides', 'split_items', 'class_folders',
+           'from_folder', 'check_sides', 'subset', 'find_edited', 'judge_label', 'check_edits', 'apply_edits',
+           'notes_on_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
 
 # %% ../nbs/00c_sources.ipynb #f9280028
 def read_table(
@@ -46,7 +49,7 @@ def read_table(
         )
     return pd.DataFrame(rows, columns=header, dtype=str)
 
-
+# %% ../nbs/00c_sources.ipynb #02af796d
 def column(
     table: pd.DataFrame,  # Any table
     which: str | int,  # A column's name, or its position from 0
@@ -61,29 +64,44 @@ def column(
     return table[which]
 
 # %% ../nbs/00c_sources.ipynb #88760c56
+def files_by_stem(
+    folder: Path,  # Where the images lie
+) -> dict[str, list[Path]]:  # By their paths without endings, relative to the folder
+    "Image files, to be looked up by what a table calls them."
+    found: dict[str, list[Path]] = {}
+    for file in image_files(folder):
+        found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+    return found
+
+# %% ../nbs/00c_sources.ipynb #32113a6a
+def only_one(
+    name: str,  # From a table
+    files: Sequence[Path],  # Those that it may mean
+) -> Path:
+    "The file, if there is no doubt."
+    if len(files) > 1:
+        twins = [file.name for file in files]
+        raise ValueError(f"{name!r} may mean {twins}: write the ending in the table")
+    return files[0]
+
+# %% ../nbs/00c_sources.ipynb #4d979a18
 def find_images(
     names: Sequence[str],  # From a table, relative to `root`, with or without their endings
     root: str | Path,  # Where the images lie
 ) -> list[Path]:  # One file a name
     "The file that each name means. Raises `FileNotFoundError` showing those that mean none."
-    folder = Path(root)
-    paths = [folder / name for name in names]
+    paths = [Path(root) / name for name in names]
     incomplete = [number for number, path in enumerate(paths) if not path.is_file()]
-    by_stem: dict[str, list[Path]] = {}
-    for file in image_files(folder) if incomplete else []:
-        by_stem.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+    by_stem = files_by_stem(Path(root)) if incomplete else {}
     found = {number: by_stem.get(PurePath(names[number]).as_posix(), []) for number in incomplete}
     missing = [names[number] for number, files in found.items() if not files]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images are not under {folder}, such as {missing[:3]}; "
-            "names are relative to root=, with or without their endings"
+            f"{len(missing)} of {len(names)} images are not under {Path(root)}, such as "
+            f"{missing[:3]}; names are relative to root=, with or without their endings"
         )
     for number, files in found.items():
-        if len(files) > 1:
-            twins = [file.name for file in files]
-            raise ValueError(f"{names[number]!r} may mean {twins}: write the ending in the table")
-        paths[number] = files[0]
+        paths[number] = only_one(names[number], files)
     return paths
 
 # %% ../nbs/00c_sources.ipynb #84703387
@@ -91,6 +109,36 @@ SIDES = ("train", "valid", "test")
 TRUTH = {"true": "valid", "1": "valid", "false": "train", "0": "train"}  # Of a column `is_valid`
 
 
+def sides_in(
+    table: pd.DataFrame,  # One row an image
+    split: str | None,  # Column of the sides; None: `split`, where there is one
+    valid: object,  # What `valid=` was given; another way to split than the table's leaves it out
+) -> list[str] | None:  # The side of each image; None: the table has no say in it
+    "The split that the table holds."
+    by_table = isinstance(valid, str) and valid == "official"
+    if split is None and "split" in table and by_table:
+        split = "split"
+    if split is None:
+        return None
+    return [TRUTH.get(str(side).lower(), str(side)) for side in column(table, split)]
+
+# %% ../nbs/00c_sources.ipynb #1a6e42ce
+def labels_in(
+    table: pd.DataFrame,  # One row an image
+    path: str | int,  # Column of the paths
+    label: str | int,  # Column of the labels
+) -> list[str]:
+    "The label of each row. Raises `ValueError` where there is none."
+    names, labels = column(table, path), column(table, label)
+    empty = np.flatnonzero(labels.isna() | (labels.astype(str) == ""))
+    if len(empty):
+        raise ValueError(
+            f"{len(empty)} of {len(table)} rows have no label, such as {names.iloc[empty[0]]!r} "
+            f"(row {empty[0]}): fill them in, or drop them first"
+        )
+    return [str(text) for text in labels]
+
+# %% ../nbs/00c_sources.ipynb #c474c319
 def from_df(
     table: pd.DataFrame,  # One row an image
     root: str | Path = ".",  # What the paths are relative to
@@ -100,27 +148,18 @@ def from_df(
     **options: Any,  # See `Options`; `source`
 ) -> ImageData:
     "Images that a table lists. Raises `ValueError` showing rows without a label."
-    names, labels = column(table, path), column(table, label)
-    empty = np.flatnonzero(labels.isna() | (labels.astype(str) == ""))
-    if len(empty):
-        raise ValueError(
-            f"{len(empty)} of {len(table)} rows have no label, such as {names.iloc[empty[0]]!r} "
-            f"(row {empty[0]}): fill them in, or drop them first"
-        )
-    valid = options.get("valid", "official")
-    if split is None and "split" in table and isinstance(valid, str) and valid == "official":
-        split = "split"
-    official = None
-    if split is not None:
+    labels = labels_in(table, path, label)
+    official = sides_in(table, split, options.get("valid", "official"))
+    if official is not None:
         options = {"valid": "official"} | options
-        official = [TRUTH.get(str(side).lower(), str(side)) for side in column(table, split)]
-    more = table.drop(columns=[names.name, labels.name, "split"], errors="ignore")
-    paths = find_images([str(name) for name in names], root)
-    source = {"source": f"column {labels.name!r} of a table"}
+    names, named = column(table, path), column(table, label).name
+    more = table.drop(columns=[names.name, named, "split"], errors="ignore")
+    source = {"source": f"column {named!r} of a table"}
     options = {"columns": more.reset_index(drop=True)} | source | options
-    return from_lists(paths, [str(text) for text in labels], official, root, **options)
+    paths = find_images([str(name) for name in names], root)
+    return from_lists(paths, labels, official, root, **options)
 
-
+# %% ../nbs/00c_sources.ipynb #237817f4
 def from_csv(
     table: str | Path,  # A CSV file
     root: str | Path | None = None,  # What its paths are relative to; None: the file's own folder
@@ -135,6 +174,19 @@ def from_csv(
     return from_df(read_table(table), folder, path, label, split, **source, **options)
 
 # %% ../nbs/00c_sources.ipynb #549640bc
+def label_of(
+    path: Path,  # An image file
+    function: Callable[[Any], object],  # From a name or a path to the label
+    of: Literal["name", "path"],  # What the function is given
+) -> object:
+    "Ask the function for one label. What it raises is told which file it was about."
+    try:
+        return function(path.name if of == "name" else path)
+    except Exception as error:
+        error.add_note(f"while petnb asked the function for the label of {path}")
+        raise
+
+# %% ../nbs/00c_sources.ipynb #0ab95272
 def from_function(
     root: str | Path,  # Folder of the images
     function: Callable[[Any], object],  # From a name or a path to the label
@@ -142,13 +194,8 @@ def from_function(
     **options: Any,  # See `Options`
 ) -> ImageData:
     "Images whose label a function tells. An error inside it names the file."
-    paths, labels = image_files(root), []
-    for path in paths:
-        try:
-            labels.append(function(path.name if of == "name" else path))
-        except Exception as error:
-            error.add_note(f"while petnb asked the function for the label of {path}")
-            raise
+    paths = image_files(root)
+    labels = [label_of(path, function, of) for path in paths]
     silent = [path for path, label in zip(paths, labels, strict=True) if label in (None, "")]
     if silent:
         raise ValueError(
@@ -159,6 +206,11 @@ def from_function(
     return from_lists(paths, [str(label) for label in labels], None, root, **options)
 
 # %% ../nbs/00c_sources.ipynb #9712ef74
+def _is_nothing(value: object) -> bool:
+    "Whether this cell of a table is empty: no text, None or not a number."
+    return value is None or value == "" or value != value
+
+# %% ../nbs/00c_sources.ipynb #da928992
 def group_names(
     items: pd.DataFrame,  # With `path`, and the columns that the source had
     groups: Groups,  # A column's name, a function of the path, a dictionary, or one value an image
@@ -179,11 +231,6 @@ def group_names(
         f"alone {number}" if _is_nothing(group) else f"group {group}"
         for number, group in enumerate(found)
     ]
-
-
-def _is_nothing(value: object) -> bool:
-    "Whether this cell of a table is empty: no text, None or not a number."
-    return value is None or value == "" or value != value
 
 # %% ../nbs/00c_sources.ipynb #ffd205ce
 DUPLICATES = "duplicates"  # For `groups`: let the doctor find what belongs together
@@ -212,28 +259,11 @@ def find_together(
     said = f"found before the split: {twins.sum()} duplicates, in {len(twins)} groups"
     return items.assign(together=[f"group {number}" for number in together]), [said]
 
-# %% ../nbs/00c_sources.ipynb #0a1acf79
-def make_items(
-    paths: Sequence[str | Path],  # Image files
-    labels: Sequence[str],  # One label a path
-    official: Sequence[str] | None = None,  # The data set's own sides
-    groups: Groups | None = None,  # Who belongs together
-    columns: pd.DataFrame | None = None,  # More to keep of each image
-) -> tuple[pd.DataFrame, list[str]]:  # One row an image; what is to be said about it
-    "The table of images. Raises `ValueError` where two rows contradict each other."
-    if len(paths) != len(labels):
-        raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label a path")
-    silent = [str(p) for p, label in zip(paths, labels, strict=True) if _is_nothing(label)]
-    if silent:
-        raise ValueError(f"{len(silent)} of {len(paths)} images have no label: {silent[:3]}")
-    named = {"path": [str(path) for path in paths], "label": [str(label) for label in labels]}
-    items = pd.DataFrame(named, dtype=str)
-    items["split"] = list(official) if official is not None else ""
-    if columns is not None:
-        for name in columns.columns.difference(items.columns, sort=False):
-            items[name] = columns[name].to_numpy()
-    if groups is not None and not wants_duplicates(items, groups):
-        items["together"] = group_names(items, groups)
+# %% ../nbs/00c_sources.ipynb #f68007b4
+def without_repeats(
+    items: pd.DataFrame,  # With `path`, `label` and `split`
+) -> tuple[pd.DataFrame, list[str]]:  # Each image once; what is to be said about it
+    "Leave out rows that say the same again. Raises `ValueError` where two contradict each other."
     once = items.drop_duplicates(["path", "label", "split"])
     clashes = once[once["path"].duplicated(keep=False)]
     if len(clashes):
@@ -244,6 +274,38 @@ def make_items(
     note = f"rows left out, since they repeat another: {repeats}" if repeats else ""
     return once.reset_index(drop=True), [note] if note else []
 
+# %% ../nbs/00c_sources.ipynb #8549d072
+def check_lists(
+    paths: Sequence[str | Path],  # Image files
+    labels: Sequence[str],  # One label a path
+) -> None:
+    "Raise `ValueError` unless each path has its label."
+    if len(paths) != len(labels):
+        raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label a path")
+    silent = [str(p) for p, label in zip(paths, labels, strict=True) if _is_nothing(label)]
+    if silent:
+        raise ValueError(f"{len(silent)} of {len(paths)} images have no label: {silent[:3]}")
+
+# %% ../nbs/00c_sources.ipynb #d6981962
+def make_items(
+    paths: Sequence[str | Path],  # Image files
+    labels: Sequence[str],  # One label a path
+    official: Sequence[str] | None = None,  # The data set's own sides
+    groups: Groups | None = None,  # Who belongs together
+    columns: pd.DataFrame | None = None,  # More to keep of each image
+) -> tuple[pd.DataFrame, list[str]]:  # One row an image; what is to be said about it
+    "The table of images. Raises `ValueError` where two rows contradict each other."
+    check_lists(paths, labels)
+    named = {"path": [str(path) for path in paths], "label": [str(label) for label in labels]}
+    items = pd.DataFrame(named, dtype=str)
+    items["split"] = list(official) if official is not None else ""
+    if columns is not None:
+        for name in columns.columns.difference(items.columns, sort=False):
+            items[name] = columns[name].to_numpy()
+    if groups is not None and not wants_duplicates(items, groups):
+        items["together"] = group_names(items, groups)
+    return without_repeats(items)
+
 # %% ../nbs/00c_sources.ipynb #110ef1f4
 def _check_known(names: Sequence[str], known: Sequence[str], option: str) -> None:
     "Raise `ValueError` for a name that is no class."
@@ -253,6 +315,18 @@ def _check_known(names: Sequence[str], known: Sequence[str], option: str) -> Non
             raise ValueError(f"{option} names {name!r}, which is no class here; near it: {near}")
 
 
+def merged(
+    labels: pd.Series[Any],  # Class of each image
+    merge: Mapping[str, str] | Callable[[str], str] | None,  # Other names for classes
+) -> pd.Series[Any]:
+    "The classes under their other names."
+    names = sorted(set(labels))
+    if isinstance(merge, Mapping):
+        _check_known(list(merge), names, "merge")
+        return labels.map({name: merge.get(name, name) for name in names})
+    return labels.map({name: str(merge(name)) if merge else name for name in names})
+
+# %% ../nbs/00c_sources.ipynb #4afac7a0
 def choose_classes(
     items: pd.DataFrame,  # With a column `label`
     merge: Mapping[str, str] | Callable[[str], str] | None = None,  # Other names for classes
@@ -260,13 +334,7 @@ def choose_classes(
     min_images: int = 1,  # Classes with fewer are left out
 ) -> tuple[pd.DataFrame, list[str]]:  # What remains; what was left out
     "Merge, choose and drop classes, and say which."
-    names, notes = sorted(set(items["label"])), []
-    if isinstance(merge, Mapping):
-        _check_known(list(merge), names, "merge")
-        names_of = {name: merge.get(name, name) for name in names}
-    else:
-        names_of = {name: str(merge(name)) if merge else name for name in names}
-    items = items.assign(label=items["label"].map(names_of))
+    items, notes = items.assign(label=merged(items["label"], merge)), []
     if classes is not None:
         _check_known(classes, sorted(set(items["label"])), "classes")
         keep = items["label"].isin(list(classes))
@@ -320,15 +388,29 @@ def _movable(items: pd.DataFrame) -> tuple[np.ndarray, pd.Series[Any]]:
     lone = items["label"].map(units.groupby(items["label"]).nunique()) == 1
     return np.flatnonzero(~units.isin(units[lone])), units
 
+# %% ../nbs/00c_sources.ipynb #21215644
+def deal_piles(
+    labels: pd.Series[Any],  # Class of each image
+    units: pd.Series[Any] | None,  # Group of each; None: each image is alone
+    n: int,  # How many piles
+    seed: int,  # Another seed deals in another way
+) -> Iterator[np.ndarray]:  # The positions in each pile
+    "Deal images into piles with about the same mixture of classes; groups stay whole."
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    kind = StratifiedKFold if units is None else StratifiedGroupKFold
+    with warnings.catch_warnings():  # It warns of classes with under n images; check_sides does too
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for _, pile in kind(n, shuffle=True, random_state=seed).split(labels, labels, units):
+            yield pile
+
+# %% ../nbs/00c_sources.ipynb #a5ad77b4
 def fold_numbers(
     items: pd.DataFrame,  # With `label`, and `together` where images belong to groups
     n: int,  # How many folds
     seed: int = 42,  # Another seed deals in another way
 ) -> np.ndarray:  # From 0 to n - 1 for each image; -1: never held out
     "Deal the images into `n` folds with about the same mixture of classes; groups stay whole."
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
     if SAME in items:
         return deal_originals(items, lambda few: fold_numbers(few, n, seed), -1)
     free, units = _movable(items)
@@ -339,16 +421,10 @@ def fold_numbers(
             f"{units.nunique()} groups, are of a class with 2 groups or more; "
             "give fewer folds or more images (an image alone is a group)"
         )
-    grouped = "together" in items
-    kind = StratifiedGroupKFold if grouped else StratifiedKFold
     folds = np.full(len(items), -1)
-    with warnings.catch_warnings():  # It warns of classes with under n images; check_sides does too
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        splits = kind(n, shuffle=True, random_state=seed).split(
-            labels, labels, units if grouped else None
-        )
-        for number, (_, held_out) in enumerate(splits):
-            folds[free[held_out]] = number
+    piles = deal_piles(labels, units if "together" in items else None, n, seed)
+    for number, pile in enumerate(piles):
+        folds[free[pile]] = number
     return folds
 
 # %% ../nbs/00c_sources.ipynb #e3eb4634
@@ -386,7 +462,7 @@ def side_folder(
     "The first folder on the way to the file that has a side: a class may be called `train` too."
     return next((name for name in PurePath(path).parts[:-1] if name in folders), "")
 
-
+# %% ../nbs/00c_sources.ipynb #58d5b32b
 def by_folder(
     folders: Mapping[str, str] = SIDE_FOLDERS,  # Names of folders, and the side that each is
 ) -> Splitter:
@@ -435,7 +511,7 @@ def by_file(
 
     return split
 
-
+# %% ../nbs/00c_sources.ipynb #aa2d9c45
 def by_indices(
     positions: Sequence[int],  # Of the images to hold out, counted from 0 in the order of the table
 ) -> Splitter:
@@ -454,6 +530,36 @@ def by_indices(
 from .data import split_labels
 
 
+def hold_out_images(
+    labels: pd.Series[Any],  # Class of each image
+    way: str,  # "stratified" or "random"
+    pct: float,  # Share to hold out
+    seed: int,  # Decides which
+) -> np.ndarray:  # True for the images held out
+    "Hold out single images."
+    counts = labels.map(labels.value_counts())
+    free = np.flatnonzero(counts > 1) if way == "stratified" else np.arange(len(labels))
+    sides = split_labels(list(labels.iloc[free]), way, pct, seed)  # type: ignore[arg-type]
+    held_out = np.zeros(len(labels), dtype=bool)
+    held_out[free] = [side == "valid" for side in sides]
+    return held_out
+
+# %% ../nbs/00c_sources.ipynb #18430f47
+def hold_out_any_groups(
+    groups: pd.Series[Any],  # Group of each image
+    pct: float,  # Share of the groups to hold out
+    seed: int,  # Decides which
+) -> np.ndarray:  # True for the images held out
+    "Hold out whole groups, whatever is in them."
+    from sklearn.model_selection import GroupShuffleSplit
+
+    if groups.nunique() < 2:
+        raise ValueError(f"all {len(groups)} images are one group, which cannot be divided")
+    shuffle = GroupShuffleSplit(1, test_size=pct, random_state=seed)
+    _, chosen = next(shuffle.split(groups, groups=groups))
+    return np.isin(np.arange(len(groups)), chosen)
+
+# %% ../nbs/00c_sources.ipynb #b0ec52b8
 def hold_out(
     items: pd.DataFrame,  # With `label`, and `together` where images belong together
     way: str,  # "stratified" or "random"
@@ -466,21 +572,10 @@ def hold_out(
     if SAME in items:
         return deal_originals(items, lambda few: hold_out(few, way, pct, seed), False)
     if "together" in items and way == "random":
-        from sklearn.model_selection import GroupShuffleSplit
-
-        if items["together"].nunique() < 2:
-            raise ValueError(f"all {len(items)} images are one group, which cannot be divided")
-        shuffle = GroupShuffleSplit(1, test_size=pct, random_state=seed)
-        _, chosen = next(shuffle.split(items, groups=items["together"]))
-        return np.isin(np.arange(len(items)), chosen)
+        return hold_out_any_groups(items["together"], pct, seed)
     if "together" in items and way == "stratified":
         return hold_out_groups(items, pct, seed)
-    counts = items["label"].map(items["label"].value_counts())
-    free = np.flatnonzero(counts > 1) if way == "stratified" else np.arange(len(items))
-    sides = split_labels(list(items["label"].iloc[free]), way, pct, seed)  # type: ignore[arg-type]
-    held_out = np.zeros(len(items), dtype=bool)
-    held_out[free] = [side == "valid" for side in sides]
-    return held_out
+    return hold_out_images(items["label"], way, pct, seed)
 
 # %% ../nbs/00c_sources.ipynb #25d6d00e
 def as_splitter(
@@ -498,6 +593,23 @@ def as_splitter(
     return lambda items, seed: sides[hold_out(items, valid, pct, seed).astype(int)].tolist()
 
 # %% ../nbs/00c_sources.ipynb #d6def647
+def below(
+    path: str | Path,  # A path
+    root: str | Path,  # A folder above it
+) -> str:
+    "The path relative to `root`, written with /; a path elsewhere as it is."
+    pure = PurePath(path)
+    return (pure.relative_to(root) if pure.is_relative_to(root) else pure).as_posix()
+
+# %% ../nbs/00c_sources.ipynb #04f568a3
+def official_sides(
+    items: pd.DataFrame,  # With the sides of the data set's own split
+    seed: int,  # Of no matter here
+) -> list[str]:
+    "The sides that the data set gives: a splitter that changes nothing."
+    return list(items["split"])
+
+# %% ../nbs/00c_sources.ipynb #c3dd19fa
 def split_items(
     items: pd.DataFrame,  # From `make_items`
     root: str | Path,  # Splitters see paths relative to it
@@ -518,27 +630,35 @@ def split_items(
         way = "random" if isinstance(valid, str) and valid == "random" else "stratified"
         sides[hold_out(items, way, test_pct, seed)] = "test"
     rest = items[sides != "test"].reset_index(drop=True)
+    splitter = as_splitter(valid, valid_pct / (1 - test_pct))
     if isinstance(valid, str) and valid == "official" and (items["split"] != "").any():
-        chosen = list(rest["split"])
-    else:
-        splitter = as_splitter(valid, valid_pct / (1 - test_pct))
-        paths = [below(path, root) for path in rest["path"]]
-        chosen = list(splitter(rest.assign(path=paths), seed))
+        splitter = official_sides
+    chosen = list(splitter(rest.assign(path=[below(path, root) for path in rest["path"]]), seed))
     if wrong := sorted(set(chosen) - set(SIDES)):
         raise ValueError(f"a side is 'train', 'valid' or 'test', and not {wrong[:3]}")
     sides[sides != "test"] = chosen
     return list(sides)
 
-
-def below(
-    path: str | Path,  # A path
-    root: str | Path,  # A folder above it
-) -> str:
-    "The path relative to `root`, written with /; a path elsewhere as it is."
-    pure = PurePath(path)
-    return (pure.relative_to(root) if pure.is_relative_to(root) else pure).as_posix()
-
 # %% ../nbs/00c_sources.ipynb #e8b47e0b
+def class_folders(
+    names: Sequence[str],  # Paths below the root, written with /
+    by_side: bool,  # Whether folders such as `train` are sides, and name no class
+) -> list[str]:  # The folder that each lies in
+    "The label of each image: the name of its folder. Raises `ValueError` for those without one."
+    parents = [PurePath(name).parent for name in names]
+    bare = [
+        name
+        for name, parent in zip(names, parents, strict=True)
+        if not parent.name or (by_side and side_folder(name) and not side_folder(parent))
+    ]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} of {len(names)} images are in no folder that names their "
+            f"class, such as {bare[:3]}; where names hold the class, use from_name_re"
+        )
+    return [parent.name for parent in parents]
+
+# %% ../nbs/00c_sources.ipynb #aa6220d4
 def from_folder(
     root: str | Path,  # Folder of the folders
     **options: Any,  # See `Options`
@@ -551,19 +671,8 @@ def from_folder(
     if "valid" not in options and {"train", "valid"} <= {SIDE_FOLDERS[name] for name in found}:
         options["valid"] = "folder"
         source += f", split by those named {', '.join(sorted(found))}"
-    by_side = isinstance(options.get("valid"), str) and options["valid"] == "folder"
-    parents = [PurePath(name).parent for name in names]
-    bare = [
-        name
-        for name, parent in zip(names, parents, strict=True)
-        if not parent.name or (by_side and side_folder(name) and not side_folder(parent))
-    ]
-    if bare:
-        raise ValueError(
-            f"{len(bare)} of {len(paths)} images under {root} are in no folder that names their "
-            f"class, such as {bare[:3]}; where names hold the class, use from_name_re"
-        )
-    labels = [parent.name for parent in parents]
+    valid = options.get("valid")
+    labels = class_folders(names, by_side=isinstance(valid, str) and valid == "folder")
     return from_lists(paths, labels, None, root, **{"source": source} | options)
 
 # %% ../nbs/00c_sources.ipynb #a712cef1
@@ -572,7 +681,7 @@ def _named(counts: pd.Series[Any], most: int = 10) -> str:
     shown = ", ".join(f"{label!r} ({count})" for label, count in counts.iloc[:most].items())
     return shown + (f" and {len(counts) - most} more" if len(counts) > most else "")
 
-
+# %% ../nbs/00c_sources.ipynb #bcc5a899
 def check_sides(
     items: pd.DataFrame,  # With `label` and `split`
     vocab: Sequence[str],  # All classes
@@ -584,7 +693,7 @@ def check_sides(
     if empty:
         raise ValueError(
             f"{len(items)} images of {len(vocab)} classes, and none is {' or '.join(empty)}: at "
-            "least one class needs 2 images that do not belong together, one for each side"
+            "least one class needs 2 images that do not belong together, as copies of one file do"
         )
     held_out = counts["valid"] + counts["test"]
     if (counts["train"] == 0).any():
@@ -614,8 +723,40 @@ def subset(
 
 # %% ../nbs/00c_sources.ipynb #f659edfe
 DELETE = "delete"  # In place of a label: strike the image off
+NOWHERE = -1  # Place of an image that a row is not about
 
 
+def find_edited(
+    path: str,  # As a row names it, relative to the root
+    root: str,  # Folder of the images, as an absolute path
+    places: Mapping[str, int],  # Position of each image, by its absolute path
+) -> tuple[int, str]:  # Position; empty, or why the row is refused
+    "Which image a row is about, if it is one of ours."
+    if "\0" in path:
+        return NOWHERE, "no such image here"
+    target = os.path.abspath(os.path.join(root, path))
+    if not PurePath(target).is_relative_to(root):
+        return NOWHERE, f"outside {PurePath(root).name}"
+    if not PurePath(os.path.realpath(target)).is_relative_to(os.path.realpath(root)):
+        return NOWHERE, f"a link leads outside {PurePath(root).name}"
+    place = places.get(target, NOWHERE)
+    return place, "" if place != NOWHERE else "no such image here"
+
+# %% ../nbs/00c_sources.ipynb #5e3584f2
+def judge_label(
+    new: str,  # Label that a row gives
+    old: str,  # Label that the image has
+    known: Collection[str],  # All classes
+    new_classes: bool,  # Let labels in that are no class yet
+) -> str:  # "relabel", "delete" or "unchanged"; or "refused: " and why
+    "What a row would do to its image."
+    if new == DELETE:
+        return f"refused: {DELETE!r} is a class here" if DELETE in known else "delete"
+    if not new or (new not in known and not new_classes):
+        return f"refused: no class {new!r}; new_classes=True lets it in"
+    return "unchanged" if new == old else "relabel"
+
+# %% ../nbs/00c_sources.ipynb #96cf6a83
 def check_edits(
     data: ImageData,  # What is to be corrected
     edits: str | Path | pd.DataFrame,  # Columns path (relative to `data.root`) and label
@@ -623,34 +764,53 @@ def check_edits(
 ) -> pd.DataFrame:  # path, label, verdict, and the image's position (-1: none)
     "What each row of the corrections would do; nothing is done yet."
     table = edits if isinstance(edits, pd.DataFrame) else read_table(edits)
-    root, known = os.path.abspath(data.root), set(data.vocab)
-    places = {os.path.abspath(path): place for place, path in enumerate(data.items["path"])}
-
-    def verdict(path: str, label: str) -> tuple[str, int]:
-        if "\0" in path:
-            return "refused: no such image here", -1
-        target = os.path.abspath(os.path.join(root, path))
-        if not PurePath(target).is_relative_to(root):
-            return f"refused: outside {data.root.name}", -1
-        if not PurePath(os.path.realpath(target)).is_relative_to(os.path.realpath(root)):
-            return f"refused: a link leads outside {data.root.name}", -1
-        if target not in places:
-            return "refused: no such image here", -1
-        if label == DELETE:
-            clash = DELETE in known
-            return f"refused: {DELETE!r} is a class here" if clash else "delete", places[target]
-        if not label or (label not in known and not new_classes):
-            return f"refused: no class {label!r}; new_classes=True lets it in", -1
-        same = label == data.items["label"].iloc[places[target]]
-        return "unchanged" if same else "relabel", places[target]
-
     paths, labels = column(table, "path").astype(str), column(table, "label").fillna("").astype(str)
-    verdicts = [verdict(path, label) for path, label in zip(paths, labels, strict=True)]
-    said, where = zip(*verdicts, strict=True) if verdicts else ((), ())
-    found = {"path": paths, "label": labels, "verdict": said, "place": where}
-    return pd.DataFrame(found).astype({"verdict": str, "place": int})
+    places = {os.path.abspath(path): place for place, path in enumerate(data.items["path"])}
+    root, known, said, found = os.path.abspath(data.root), set(data.vocab), [], []
+    for path, label in zip(paths, labels, strict=True):
+        place, refused = find_edited(path, root, places)
+        verdict = f"refused: {refused}"
+        if not refused:
+            verdict = judge_label(label, data.items["label"].iloc[place], known, new_classes)
+        said.append(verdict)
+        found.append(NOWHERE if verdict.startswith("refused") else place)
+    columns = {"path": paths, "label": labels, "verdict": said, "place": found}
+    return pd.DataFrame(columns).astype({"verdict": str, "place": int})
 
 # %% ../nbs/00c_sources.ipynb #6b07981f
+def apply_edits(
+    items: pd.DataFrame,  # A row an image
+    last: pd.DataFrame,  # The verdict that counts for an image, by the image's position
+) -> pd.DataFrame:  # With other labels, and without what was struck off
+    "Do what the verdicts say."
+    changed, gone = last[last["verdict"] == "relabel"], last[last["verdict"] == "delete"]
+    items = items.copy()
+    items.loc[changed.index, "label"] = changed["label"]
+    return items.drop(gone.index).reset_index(drop=True)
+
+# %% ../nbs/00c_sources.ipynb #c066495c
+def notes_on_edits(
+    verdicts: pd.DataFrame,  # From `check_edits`
+    last: pd.DataFrame,  # Those that counted
+    most: int = 20,  # Refused rows to name
+) -> list[str]:
+    "What came of the corrections, in words."
+    refused, said = verdicts[verdicts["verdict"].str.startswith("refused")], last["verdict"]
+    counts = {
+        "labels changed": int((said == "relabel").sum()),
+        "images struck off": int((said == "delete").sum()),
+        "labels as they were": int((said == "unchanged").sum()),
+        "rows overruled by a later one": len(verdicts) - len(refused) - len(last),
+        "rows refused": len(refused),
+    }
+    told = ", ".join(f"{what} {count}" for what, count in counts.items() if count)
+    notes = [f"corrections: {told or 'none'}"]
+    notes += [f"{row.verdict}: {row.path!r}" for row in refused.head(most).itertuples()]
+    if len(refused) > most:
+        notes.append(f"and {len(refused) - most} more: petnb.sources.check_edits lists them all")
+    return notes
+
+# %% ../nbs/00c_sources.ipynb #dda630b3
 def relabel(
     data: ImageData,  # What is to be corrected
     edits: str | Path | pd.DataFrame,  # Columns path (relative to `data.root`) and label
@@ -658,23 +818,9 @@ def relabel(
 ) -> ImageData:
     "The same data with corrected labels and without the images that are struck off."
     verdicts = check_edits(data, edits, new_classes)
-    refused = verdicts[verdicts["verdict"].str.startswith("refused")]
-    last = verdicts.drop(refused.index).drop_duplicates("place", keep="last").set_index("place")
-    items, changed = data.items.copy(), last[last["verdict"] == "relabel"]
-    items.loc[changed.index, "label"] = changed["label"]
-    items = items.drop(last.index[last["verdict"] == "delete"]).reset_index(drop=True)
-    counts = {
-        "labels changed": len(changed),
-        "images struck off": len(data.items) - len(items),
-        "labels as they were": int((last["verdict"] == "unchanged").sum()),
-        "rows overruled by a later one": len(verdicts) - len(refused) - len(last),
-        "rows refused": len(refused),
-    }
-    said = ", ".join(f"{what} {count}" for what, count in counts.items() if count)
-    notes = [f"corrections: {said or 'none'}"]
-    notes += [f"{row.verdict}: {row.path!r}" for row in refused.head(20).itertuples()]
-    if len(refused) > 20:
-        notes.append(f"and {len(refused) - 20} more: petnb.sources.check_edits lists them all")
+    accepted = verdicts[~verdicts["verdict"].str.startswith("refused")]
+    last = accepted.drop_duplicates("place", keep="last").set_index("place")
+    items, notes = apply_edits(data.items, last), notes_on_edits(verdicts, last)
     vocab = sorted(set(items["label"]))
     if lost := sorted(set(data.vocab) - set(vocab)):
         notes.append(f"no image is left of {lost}")
@@ -698,7 +844,7 @@ def safe_cell(
         return "'" + value
     return value
 
-
+# %% ../nbs/00c_sources.ipynb #b2cd8393
 def to_csv(
     data: ImageData,  # Any data
     path: str | Path,  # The file to write
@@ -727,27 +873,34 @@ def _bar(counts: pd.Series[Any], largest: int) -> str:
     return f'<div style="display:flex;width:16em;height:.8em">{pieces}</div>'
 
 
+def _row(label: str, counts: pd.Series[Any], largest: int) -> str:
+    "A line of the table: a class, its bar, its counts."
+    numbers = "".join(f"<td>{count}</td>" for count in counts)
+    return f"<tr><th>{escape(label)}</th><td>{_bar(counts, largest)}</td>{numbers}</tr>"
+
+# %% ../nbs/00c_sources.ipynb #35190fcf
+def _head(sides: Sequence[str]) -> str:
+    "The first line of the table: what each colour means."
+    cells = "".join(
+        f'<th style="border-bottom:3px solid {SIDE_COLORS[side]}">{escape(SIDE_WORDS[side])}</th>'
+        for side in sides
+    )
+    return f"<tr><th>class</th><th></th>{cells}</tr>"
+
+# %% ../nbs/00c_sources.ipynb #7e87fa1d
 def summary_html(
     data: ImageData,  # Any data
     most: int = 40,  # Classes to show; where there are more, the smallest
 ) -> str:
     "What is in the data: source, counts with bars, notes. All text is escaped."
     counts = data.class_counts()
-    shown = counts if len(counts) <= most else counts.loc[counts.sum(axis=1).nsmallest(most).index]
-    headline = repr(data).split("\n")[0]
+    totals = counts.sum(axis=1)
+    shown = counts if len(counts) <= most else counts.loc[totals.nsmallest(most).index]
     lines = [f"labels: {data.source}; images under {data.root.name}", *data.notes, *data.findings]
     if len(shown) < len(counts):
         lines.append(f"below, the {len(shown)} smallest of {len(counts)} classes")
-    head = "".join(
-        f'<th style="border-bottom:3px solid {SIDE_COLORS[side]}">{escape(SIDE_WORDS[side])}</th>'
-        for side in map(str, counts)
-    )
-    rows = "".join(
-        f"<tr><th>{escape(str(label))}</th><td>{_bar(row, int(counts.sum(axis=1).max()))}</td>"
-        + "".join(f"<td>{count}</td>" for count in row)
-        + "</tr>"
-        for label, row in shown.iterrows()
-    )
     said = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    table = f"<table><tr><th>class</th><th></th>{head}</tr>{rows}</table>"
-    return f"<div><b>{escape(headline)}</b><ul>{said}</ul>{table}</div>"
+    rows = "".join(_row(str(label), row, int(totals.max())) for label, row in shown.iterrows())
+    headline = escape(repr(data).split("\n")[0])
+    table = f"<table>{_head([str(side) for side in counts])}{rows}</table>"
+    return f"<div><b>{headline}</b><ul>{said}</ul>{table}</div>"

@@ -5,6 +5,7 @@ on the screen and at what lies on the disk, never at pixels, and that nothing as
 that is not this machine.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -20,8 +21,12 @@ for library in ("playwright.sync_api", "jupyterlab", "notebook"):
     pytest.importorskip(library)
 
 import browser as tools  # noqa: E402
+import made_up  # noqa: E402
 from browser import COUNT, Watch, open_notebook, write_notebook  # noqa: E402
+from nbconvert import HTMLExporter  # noqa: E402
 from playwright.sync_api import expect  # noqa: E402
+
+from petnb import ImageData  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     tools.chromium() is None, reason=f"no browser: none of {', '.join(tools.NAMES)} is installed"
@@ -31,24 +36,14 @@ expect.set_options(timeout=120_000)
 ROOT = ".petnb-explorer"
 HOSTILE = "<img src=x onerror=window.harm=1>"
 
-ANSWERS = """
-import numpy as np
+ANSWERS = f"""
 from pathlib import Path
-from petnb import ImageData, Interpretation, vision_learner
-
-def answers(data):
-    "Of a model that knows half of the time; made up, and always the same."
-    items, rng = data.on_side("valid"), np.random.default_rng(0)
-    targets = np.array([data.vocab.index(label) for label in items["label"]])
-    scores = rng.exponential(size=(len(items), len(data.vocab)))
-    scores[np.arange(len(items)), targets] += 1
-    probs = (scores / scores.sum(1, keepdims=True)).astype(np.float32)
-    losses = -np.log(probs[np.arange(len(items)), targets])
-    return Interpretation(probs, targets, losses, items, data.vocab)
+from petnb import vision_learner
+{inspect.getsource(made_up)}
 """
 PETS = """
 data = ImageData.drawn_pets(6, 64, root="pets", valid_pct=0.5, size=64)
-interp = answers(data)
+interp = made_up_answers(data)
 """
 EXPLORE = """
 explorer = interp.explore(data, journal="journal.jsonl")
@@ -96,10 +91,39 @@ def press(page: "Page", name: str) -> None:
     page.locator(f"{ROOT} button").filter(has_text=exactly).click()
 
 
+def exported(notebook: Path, folder: Path) -> Path:
+    """The page that nbconvert makes of a notebook."""
+    text, _ = HTMLExporter().from_filename(str(notebook))
+    page = folder / f"{notebook.stem}.html"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def see_exported(chromium: "Browser", page: Path, script: bool) -> str:
+    """What the picture in an exported notebook says, without any network."""
+    context = chromium.new_context(java_script_enabled=script)
+    context.route(re.compile("^http"), lambda route: route.abort())
+    shown = context.new_page()
+    shown.goto(page.as_uri(), wait_until="domcontentloaded")
+    still = shown.locator(".petnb-still")
+    expect(still).to_be_visible()
+    pictures = still.locator("img")
+    assert pictures.count() == 12
+    for picture in (pictures.first, pictures.last):
+        box = picture.bounding_box()
+        assert box is not None
+        assert min(box["width"], box["height"]) > 100
+    text = still.inner_text()
+    context.close()
+    return text
+
+
 # -- JupyterLab ----------------------------------------------------------------------------------
 
 
-def test_an_evening_in_jupyterlab(visit: Visit, lab: str, folder: Path) -> None:
+def test_an_evening_in_jupyterlab(
+    visit: Visit, chromium: "Browser", lab: str, folder: Path
+) -> None:
     """Look, mend, undo, export, train on it, and open the notebook again the day after."""
     page = visit()
     retrain = """
@@ -162,6 +186,24 @@ def test_an_evening_in_jupyterlab(visit: Visit, lab: str, folder: Path) -> None:
     expect(page.locator(".petnb-still img")).to_have_count(12)
     expect(page.locator(ROOT)).to_have_count(0)
 
+    outputs = [output for cell in saved["cells"] for output in cell["outputs"]]
+    (still,) = [output["data"] for output in outputs if "petnb-still" in str(output)]
+    assert not [kind for kind in still if "widget" in kind]  # For programs without widgets
+    assert "pug" in str(still["text/plain"])  # And for those without HTML
+    for script in (True, False):
+        assert "✗ deleted" in see_exported(chromium, exported(folder / name, folder), script)
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_the_chapter_is_seen_without_a_kernel(
+    chromium: "Browser", tmp_path: Path, script: bool
+) -> None:
+    """Chapter 08 as it is kept: the page that the explorer was left at."""
+    page = exported(tools.ROOT / "nbs" / "08_explorer.ipynb", tmp_path)
+    text = see_exported(chromium, page, script)
+    assert "✓ kept" in text
+    assert "images" in text
+
 
 def test_hostile_names_in_jupyterlab(visit: Visit, lab: str, folder: Path) -> None:
     """They are seen as they are; the same text in a bare HTML widget does run."""
@@ -171,7 +213,7 @@ def test_hostile_names_in_jupyterlab(visit: Visit, lab: str, folder: Path) -> No
         Path(path).rename(f"pets/images/{HOSTILE}$x^2$_{{number}}.png")
     data = ImageData.from_name_func("pets/images", lambda name: "<img src=x onerror=window.harm=2>"
                                     if int(name[:-4].rpartition("_")[2]) % 2 else "$x^2$")
-    interp = answers(data)
+    interp = made_up_answers(data)
     """.replace("\n    ", "\n")
     explore = 'interp.explore(data, journal="hostile.jsonl")'
     control = 'import ipywidgets; ipywidgets.HTML("<img src=x onerror=window.control=1>")'
@@ -223,13 +265,9 @@ def test_keys_do_no_harm_in_notebook_7(visit: Visit, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A report with hostile names, and the interpretation that it shows."""
-    from petnb import ImageData
-
     root = tmp_path_factory.mktemp("report")
-    names: dict[str, Any] = {}
-    exec(ANSWERS, names)
     data = ImageData.drawn_pets(6, 64, root=root / "pets", valid_pct=0.5)
-    interp = names["answers"](data)
+    interp = made_up.made_up_answers(data)
     interp.vocab = [HOSTILE, "</script><script>window.harm=3</script>", *interp.vocab[2:]]
     return interp.to_html(root / "report.html", title=f"</title>{HOSTILE}"), interp
 

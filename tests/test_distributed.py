@@ -243,6 +243,7 @@ def kill_one_after(sign: Path) -> None:
     os.kill(child.pid or 0, signal.SIGKILL)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_run_in_several_processes_is_resumed_and_repeated(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

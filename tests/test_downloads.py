@@ -531,7 +531,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_from_url(server: Server, home: Path, tmp_path: Path) -> None:
-    entries = [(f"{breed}_{n}.jpg", jpeg("red")) for breed in ("pug", "Bengal") for n in range(5)]
+    entries = [
+        (f"{breed}_{n}.jpg", jpeg(f"#0{n}0{len(breed)}ff"))  # No two alike
+        for breed in ("pug", "Bengal")
+        for n in range(5)
+    ]
     content = zip_of(tmp_path / "x.zip", *entries).read_bytes()
     server.files["/a/pets.zip"] = content
     options: Any = {"loopback_http": True, "read": ImageData.from_name_re, "size": 32}
@@ -549,7 +553,11 @@ def test_from_url(server: Server, home: Path, tmp_path: Path) -> None:
 def test_from_url_without_a_checksum_tells_it(
     server: Server, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entries = [(f"{breed}/{n}.jpg", jpeg("red")) for breed in ("pug", "Bengal") for n in range(5)]
+    entries = [
+        (f"{breed}/{n}.jpg", jpeg(f"#0{n}0{len(breed)}ff"))  # No two alike
+        for breed in ("pug", "Bengal")
+        for n in range(5)
+    ]
     server.files["/pets.tar.gz"] = tar_of(tmp_path / "x", *entries).read_bytes()
     data = ImageData.from_url(server.url("/pets.tar.gz"), loopback_http=True)
     assert len(data.items) == 10

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,26 +11,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import made_up_answers
 
 from petnb import ImageData, Interpretation
 from petnb.edits import KEEP, RELABEL, plan_moves
-from petnb.explorer import ANY, SHOWN, Explorer, Pages, View, as_text, browsing_table, select
-from petnb.learner import FITTING
+from petnb.explorer import (
+    ANY,
+    SHOWN,
+    Explorer,
+    Pages,
+    View,
+    as_text,
+    browsing_table,
+    caption_html,
+    select,
+)
+from petnb.learner import FITTING, Callback, vision_learner
 from petnb.sources import DELETE
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 Make = Callable[..., Explorer]
-
-
-def interpretation(data: ImageData, split: str = "valid", seed: int = 0) -> Interpretation:
-    """Answers of a model that knows half of the time."""
-    items, rng = data.on_side(split), np.random.default_rng(seed)
-    targets = np.array([data.vocab.index(label) for label in items["label"]])
-    scores = rng.exponential(size=(len(items), len(data.vocab)))
-    scores[np.arange(len(items)), targets] += 1
-    probs = (scores / scores.sum(1, keepdims=True)).astype(np.float32)
-    losses = -np.log(probs[np.arange(len(items)), targets])
-    return Interpretation(probs, targets, losses, items, data.vocab)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
 def make(data: ImageData, tmp_path: Path) -> Make:
     def explorer(**options: object) -> Explorer:
         options = {"journal": tmp_path / "journal", "csv": tmp_path / "edits.csv"} | options
-        return Explorer(interpretation(data), data, **options)  # type: ignore[arg-type]
+        return Explorer(made_up_answers(data), data, **options)  # type: ignore[arg-type]
 
     return explorer
 
@@ -72,7 +73,7 @@ def below(widget: Any) -> list[Any]:
 
 
 def test_every_filter_against_a_loop(data: ImageData) -> None:
-    interp = interpretation(data)
+    interp = made_up_answers(data)
     finding = pd.DataFrame({"path": interp.items["path"][:7], "finding": "blurred"})
     table = browsing_table(interp, data.root, finding)
     decided = set(table["name"][3:9])
@@ -99,13 +100,13 @@ def test_every_filter_against_a_loop(data: ImageData) -> None:
 
 @pytest.mark.parametrize("order", ["loss", "confidence", "label quality", "path"])
 def test_either_way_round(data: ImageData, order: str) -> None:
-    table = browsing_table(interpretation(data), data.root)
+    table = browsing_table(made_up_answers(data), data.root)
     there, back = select(table, View(order)), select(table, View(order, backwards=True))
     assert list(there["name"]) == list(back["name"])[::-1]
 
 
 def test_both_sides_of_the_split(data: ImageData, tmp_path: Path) -> None:
-    train, valid = interpretation(data, "train"), interpretation(data, "valid")
+    train, valid = made_up_answers(data, "train"), made_up_answers(data, "valid")
     items = pd.concat([train.items, valid.items], ignore_index=True)
     probs = np.concatenate([train.probs, valid.probs])
     targets = np.concatenate([train.targets, valid.targets])
@@ -241,7 +242,7 @@ def test_export_and_retrain(make: Make, data: ImageData) -> None:
 
 
 def test_without_data_the_paths_still_fit(data: ImageData, tmp_path: Path) -> None:
-    explorer = Explorer(interpretation(data), journal=tmp_path / "journal")
+    explorer = Explorer(made_up_answers(data), journal=tmp_path / "journal")
     explorer.cells[0].delete.click()
     assert len(explorer.corrected(data).items) == len(data.items) - 1
 
@@ -358,23 +359,32 @@ def test_two_clicks_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(explorer.edits.decisions) == 1
 
 
-def test_a_real_fit_holds_the_lock(data: ImageData) -> None:
-    from petnb.learner import Callback, vision_learner
+def test_nothing_is_decided_beside_a_real_fit(make: Make, data: ImageData) -> None:
+    free: list[bool] = []
+    said: list[str] = []
+    explorer = make()
 
-    seen: list[bool] = []
+    def click() -> None:
+        free.append(FITTING.acquire(blocking=False))
+        explorer.cells[0].delete.click()
+        said.append(status(explorer))
 
-    class Looks(Callback):
+    class Clicks(Callback):
         def after_step(self, fit: object) -> None:
-            other = threading.Thread(target=lambda: seen.append(FITTING.acquire(blocking=False)))
+            other = threading.Thread(target=click)
             other.start()
             other.join()
 
     learn = vision_learner(data, show_progress=False)
-    learn.fit(1, callbacks=[Looks()])
-    assert seen
-    assert not any(seen)
+    learn.fit(1, callbacks=[Clicks()])
+    assert said
+    assert not any(free)
+    assert all(text.startswith("busy: a training") for text in said)
+    assert explorer.edits.decisions == {}
     assert FITTING.acquire(blocking=False)
     FITTING.release()
+    explorer.cells[0].delete.click()
+    assert len(explorer.edits.decisions) == 1
 
 
 def test_names_are_text_everywhere(data: ImageData, tmp_path: Path) -> None:
@@ -384,7 +394,7 @@ def test_names_are_text_everywhere(data: ImageData, tmp_path: Path) -> None:
     vocab = [label, *data.vocab[1:]]
     items["label"] = [label if name == data.vocab[0] else name for name in items["label"]]
     items.loc[0, "path"] = str(Path(items["path"][0]).with_name(HOSTILE + "\udcff.jpg"))
-    first = interpretation(data)
+    first = made_up_answers(data)
     findings = pd.DataFrame({"path": items["path"], "finding": HOSTILE})
     interp = Interpretation(first.probs, first.targets, first.losses, items, vocab)
     explorer = Explorer(interp, data, findings=findings, journal=tmp_path / "journal")
@@ -401,15 +411,41 @@ def test_names_are_text_everywhere(data: ImageData, tmp_path: Path) -> None:
     assert not {"HTMLMath", "Label"} & kinds  # Both typeset names that hold a formula
 
 
+class Tags(HTMLParser):
+    """The attributes of all tags of a text, and what is in their titles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.titles: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names |= {name for name, _ in attrs}
+        self.titles += [value or "" for name, value in attrs if name == "title"]
+
+
+@pytest.mark.parametrize(
+    "name", ['" onmouseover="alert(1)', "' onload='x", "><b onclick=x>", 'a"b']
+)
+def test_no_name_leaves_the_title_that_it_stands_in(make: Make, name: str) -> None:
+    first: Any = next(make().table.itertuples())
+    row = first._replace(name=name, actual=name, finding=name)
+    caption = caption_html(row, np.array([0.9, 0.1]), [name, name])
+    found = Tags(caption)
+    assert found.names == {"style", "title"}
+    assert found.titles == [name] * 5  # File, label, two bars, finding
+
+
 def test_a_file_that_is_gone_is_grey(make: Make, data: ImageData, tmp_path: Path) -> None:
-    interp = interpretation(data)
+    interp = made_up_answers(data)
     interp.items = interp.items.assign(path=[f"{path}.gone" for path in interp.items["path"]])
     explorer = Explorer(interp, data, journal=tmp_path / "journal")
     assert len({cell.image.value for cell in explorer.cells}) == 1
 
 
 def test_a_class_may_be_called_any(data: ImageData, tmp_path: Path) -> None:
-    interp = interpretation(data)
+    interp = made_up_answers(data)
     interp.vocab = ["any", "", *data.vocab[2:]]
     explorer = Explorer(interp, data, journal=tmp_path / "journal")
     explorer.controls.view["actual"].value = 0
@@ -429,7 +465,7 @@ def test_pages_of_any_number(rows: int) -> None:
 
 
 def test_speed_is_told(data: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = interpretation(data, "train")
+    few = made_up_answers(data, "train")
     many = np.random.default_rng(0).integers(len(few.targets), size=10_000)
     items = few.items.iloc[many].reset_index(drop=True)
     big = Interpretation(few.probs[many], few.targets[many], few.losses[many], items, few.vocab)
@@ -446,7 +482,7 @@ def test_speed_is_told(data: ImageData, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_on_the_real_photographs(photographs: Path, tmp_path: Path) -> None:
     data = ImageData.oxford_pets(photographs, valid="official")
-    explorer = Explorer(interpretation(data), data, journal=tmp_path / "journal")
+    explorer = Explorer(made_up_answers(data), data, journal=tmp_path / "journal")
     assert len(explorer.matrix.buttons) == 100  # Ten of the 37 breeds; the list has all pairs
     actual, predicted = explorer.matrix.pairs.options[0][1]
     explorer.matrix.pairs.index = 0

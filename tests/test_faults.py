@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -179,6 +180,30 @@ def test_another_packaged_body_is_refused_before_it_is_opened(
 
 
 # -- Killed while it saves (22) ------------------------------------------------------------------
+
+
+def test_a_save_reaches_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file, then its name, then the folder; and the one before has its second name first."""
+    path, told = tmp_path / "1.safetensors", []
+    write_tensors(path, {"a": torch.zeros(3)}, {})
+    sync, rename = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        told.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        told.append(Path(target).name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_tensors(path, {"a": torch.ones(3)}, {})
+    folder = ["folder"] if hasattr(os, "O_DIRECTORY") else []  # Windows syncs none
+    assert told == ["file", "1.previous.safetensors", "1.safetensors", *folder]
+
 
 SAVES_FOR_EVER = """
 import os, random, signal, sys, time

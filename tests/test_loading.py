@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,15 +206,25 @@ def test_a_killed_worker_is_explained_and_the_loader_lives_on(data: ImageData) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_worker_killed_in_training(data: ImageData) -> None:
+def test_a_worker_killed_in_training(data: ImageData, tmp_path: Path) -> None:
+    """What was learnt is in the checkpoint, and goes on without workers to the same bits."""
+
     class Kill(Callback):
         def after_step(self, fit: Fit) -> None:
             if fit.step == 2:
                 kill_a_worker(fit.learn.data.train)
 
     small = replace(data, workers=2, batch_size=4, size=32)
-    learn = vision_learner(small, "resnet10t", pretrained=False, show_progress=False)
+    alone = replace(small, workers=0)
+    options: dict[str, Any] = {"show_progress": False, "precision": "float32"}
+    learn, again, whole = (
+        vision_learner(images, "resnet10t", pretrained=False, path=tmp_path / place, **options)
+        for images, place in ((small, "a"), (alone, "a"), (alone, "b"))
+    )
     with pytest.raises(WorkerKilledError, match="fewer processes"):
-        learn.fit(3, 1e-3, callbacks=[Kill()])
-    learn.fit(1, 1e-3)
-    assert len(learn.recorder.rows) >= 1
+        learn.fit(2, 1e-3, callbacks=[Kill()], checkpoint_every=1)
+    assert 2 <= learn.n_steps < 30
+    again.fit(2, 1e-3, checkpoint_every=1, resume=True)
+    whole.fit(2, 1e-3)
+    pairs = zip(again.model.parameters(), whole.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

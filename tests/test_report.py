@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
+from made_up import made_up_answers
 
 from petnb import ImageData, Interpretation
 from petnb.report import KEPT, as_data, to_html, write_report
@@ -21,11 +21,7 @@ HOSTILE = ["</script><script>x()</script>", "<!--<script>", "\u2028", '"&amp;', 
 def interp(tmp_path_factory: pytest.TempPathFactory) -> Interpretation:
     root = tmp_path_factory.mktemp("pets")
     data = ImageData.drawn_pets(images_per_breed=6, pixels=64, root=root, valid_pct=0.5)
-    items, rng = data.on_side("valid"), np.random.default_rng(0)
-    probs = rng.dirichlet(np.ones(len(data.vocab)), size=len(items)).astype(np.float32)
-    targets = np.array([data.vocab.index(label) for label in items["label"]])
-    losses = -np.log(probs[np.arange(len(items)), targets] + 1e-9).astype(np.float32)
-    return Interpretation(probs, targets, losses, items, data.vocab)
+    return made_up_answers(data)
 
 
 def data_in(page: str) -> Any:

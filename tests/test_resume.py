@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 import torch
@@ -57,14 +57,12 @@ def run() -> Iterator[Run]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHILD.parent.parent)}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, str(CHILD)], env=environment, **pipes) as parent:
-        orders, answers = parent.stdin, parent.stdout
-        assert orders
-        assert answers
+        orders, codes = cast(IO[str], parent.stdin), cast(IO[str], parent.stdout)
 
         def one(folder: Path, kind: str, kill: list[Any], workers: int = 0) -> int:
             order = {"folder": str(folder), "kind": kind, "kill": kill, "workers": workers}
             print(json.dumps(order), file=orders, flush=True)
-            return int(answers.readline())
+            return int(codes.readline())
 
         yield one
         orders.close()
@@ -186,6 +184,19 @@ def test_another_fit_is_refused(
     with pytest.raises(ValueError, match="start anew with resume=False"):
         learn.fit(**{"n_epochs": 2, **other}, resume=True)  # The lock was given back
     assert contents(finished) == before
+
+
+def test_a_checkpoint_carries_all_that_decides_the_bits(data: ImageData, finished: Path) -> None:
+    """Said in words, so that a difference can be; and no file beside it is needed."""
+    _, header = read_tensors(checkpoint_path(finished, 1))
+    assert header["conditions"]["classes"] == data.vocab
+    told = {"architecture", "augmentation", "groups", "images", "seeds", "what learns"}
+    assert told < header["conditions"].keys()
+    assert {"torch", "torchvision", "timm", "threads", "processor"} < header["machine"].keys()
+    assert header["machine"]["threads"] == torch.get_num_threads()
+    assert "fixed" in header  # The precisions that were decided
+    rows = [state["rows"] for state in header["callbacks"] if "rows" in state]
+    assert [len(history) for history in rows] == [2]
 
 
 def test_another_machine_is_a_warning(data: ImageData, finished: Path) -> None:

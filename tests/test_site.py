@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 Scheme = Literal["light", "dark"]
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 # Tables and figures, mathematics, a long table of words, the reference, numbers
-SAMPLE = ["00_data", "05_one_cycle", "index", "tutorials/from_fastai", "api/learner",
+SAMPLE = ["00_data", "05_one_cycle", "index", "tutorials/from_fastai", "api/lr_finder",
           "benchmarks/speed", "explorer_live"]  # fmt: skip
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 NOT_LOADED = {"canonical", "alternate"}
@@ -151,12 +151,12 @@ def test_everybody_can_read_it_and_nobody_is_asked(site: tuple[Path, str], schem
         page = started.new_page(
             viewport={"width": 400, "height": 800}, color_scheme=scheme, locale="en"
         )
+        page.set_default_timeout(300_000)  # A busy machine is no fault of the site
         watch = Watch(page)
         wide, found = {}, []
         for name in SAMPLE:
             page.set_viewport_size({"width": 400, "height": 800})
             page.goto((site[0] / f"{name}.html").as_uri())
-            page.wait_for_load_state("networkidle")
             width = page.evaluate("document.documentElement.scrollWidth")
             if width > 400:
                 wide[name] = width
@@ -175,6 +175,7 @@ def test_everybody_can_read_it_and_nobody_is_asked(site: tuple[Path, str], schem
 def test_the_explorer_lives_in_its_page(site: tuple[Path, str]) -> None:
     with browser() as started:
         page = started.new_page()
+        page.set_default_timeout(300_000)
         watch = Watch(page)
         page.goto((site[0] / "try_the_explorer.html").as_uri())
         explorer = page.frame_locator("iframe.live")

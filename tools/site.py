@@ -53,7 +53,9 @@ main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
 main table { display: block; }
 main code, main h1, main h2, main h3, main h4 { overflow-wrap: anywhere; }
 iframe.live { width: 100%; height: 60rem; border: 1px solid #8884; border-radius: 4px; }
-math[display="block"] { overflow-x: auto; overflow-y: hidden; max-width: 100%; padding: 0.4em 0; }
+math[display="block"] {
+  overflow-x: auto; overflow-y: hidden; max-width: 100%; padding: 0.4em 0 1em;
+}
 """
 
 LIVE = "explorer_live.html"
@@ -246,6 +248,7 @@ def main(folder: str | None = None) -> None:
             text = path.read_text(encoding="utf-8")
             path.write_text(IMPORT.sub("", text), encoding="utf-8")
         symbols = json.loads((staged / "_symbols.json").read_text(encoding="utf-8"))
+        symbols = {name: at.lstrip("/").replace(".qmd", ".html") for name, at in symbols.items()}
         for path in (staged / "site").rglob("*.html"):
             if path.name != LIVE:  # It lets no script in that it does not know
                 root = "../" * (len(path.relative_to(staged / "site").parts) - 1)
