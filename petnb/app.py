@@ -159,7 +159,7 @@ class TryIt:
 
         display(self.widget)  # type: ignore[no-untyped-call]
 
-# %% ../nbs/09c_try_it.ipynb #eee2034b
+# %% ../nbs/09c_try_it.ipynb #eb5da94a
 def page_layout(
     page: TryIt,  # Whose widgets
 ) -> widgets.VBox:
@@ -174,7 +174,7 @@ def page_layout(
     whole.add_class("petnb-try-it")
     return whole
 
-# %% ../nbs/09c_try_it.ipynb #3b766ee1
+# %% ../nbs/09c_try_it.ipynb #4266a42f
 def take_upload(
     page: TryIt,  # Whose button was pressed
 ) -> None:
@@ -189,7 +189,7 @@ def take_upload(
             page.status.value = str(file["name"])
     page.upload.value = ()
 
-# %% ../nbs/09c_try_it.ipynb #63855336
+# %% ../nbs/09c_try_it.ipynb #6060596a
 def clear_page(
     page: TryIt,  # Which
 ) -> None:
@@ -215,7 +215,7 @@ def show_answer(
     page.view.disabled = False
     draw_picture(page)
 
-# %% ../nbs/09c_try_it.ipynb #ee297e9e
+# %% ../nbs/09c_try_it.ipynb #e1894528
 def chosen_picture(
     page: TryIt,  # After an upload or `show`
 ) -> Image.Image:
@@ -295,7 +295,7 @@ def write_app(
     path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     return path
 
-# %% ../nbs/09c_try_it.ipynb #34cd3d74
+# %% ../nbs/09c_try_it.ipynb #2fd81602
 TEMPLATE = """{% extends "voila/templates/lab/index.html.j2" %}
 {% block notebook_css %}
 {% for part in super().split("<link ") %}
@@ -311,7 +311,7 @@ POLICY = (  # Nothing from elsewhere; scripts and styles within the page, since 
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
 )
 
-# %% ../nbs/09c_try_it.ipynb #cda1ced1
+# %% ../nbs/09c_try_it.ipynb #55d8019b
 def write_template(
     folder: str | Path,  # One of those where Jupyter looks for data
 ) -> Path:  # The template, which Voila knows as `petnb`
@@ -322,7 +322,7 @@ def write_template(
     (place / "index.html.j2").write_text(TEMPLATE, encoding="utf-8")
     return place / "index.html.j2"
 
-# %% ../nbs/09c_try_it.ipynb #e817d58c
+# %% ../nbs/09c_try_it.ipynb #d2302d9a
 def serve(
     folder: str | Path,  # A run folder, or another where a model file is
     port: int = 8866,  # On this machine; Voila's own default

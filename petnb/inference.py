@@ -248,6 +248,9 @@ class TorchScorer:
         return (logits / self.temperature).softmax(dim=1).cpu()  # type: ignore[no-any-return]
 
 # %% ../nbs/09_inference.ipynb #eae65fca
+BETA = 0.25  # Share of the plain view, where a picture is looked at several times; fastai's default
+
+
 class Predictor:
     "A trained model that answers; made from a file, needs no training data."
 
@@ -350,9 +353,6 @@ def read(
         return str(error)
 
 # %% ../nbs/09_inference.ipynb #6cfa958b
-BETA = 0.25  # Share of the plain view; fastai's default
-
-
 def blend(
     augmented: torch.Tensor,  # n x classes, mean over the augmented views
     plain: torch.Tensor,  # n x classes, of the middle view
