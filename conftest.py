@@ -8,6 +8,7 @@ nbdev's flags: `python -m pytest --nb-flags slow` runs the cells marked `#| slow
 
 import gc
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -113,6 +114,8 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     guard_sockets(patch)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As in whatever a shell starts with `&`
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Tests of Ctrl-C press it
     patch.setenv("MPLBACKEND", "agg")
     home = tempfile.TemporaryDirectory(prefix="petnb-ipython-", ignore_cleanup_errors=True)
     config.add_cleanup(home.cleanup)
