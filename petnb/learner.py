@@ -25,6 +25,7 @@ from tqdm import tqdm
 from . import speed
 from .data import ImageData, in_notebook, progress_bar
 from .frozen_part import FrozenPart, frozen_part, whole_body
+from .kept_features import FeatureFolder
 from .learning_body import LearningModel
 from .losses import FocalLoss, LabelSmoothing, Score, accuracy, macro_accuracy, mixing
 from .model import Classifier, HeadName, batch_norms, create_classifier, summary
@@ -712,6 +713,7 @@ class Learner:
         show_progress: bool = True,  # False: fits show neither a bar nor a row for each epoch
         precision: speed.Precision = "auto",  # Of the body's arithmetic; "auto": what is faster
         cache_bytes: int = 2**30,  # Memory for features that are kept; 0: none are
+        cache_folder: str | Path | None = None,  # Where to keep them for the next time; None: not
         pages: bool = True,  # Keep freed memory (`keep_pages`), for the whole process
     ):
         from petnb.distributed import join_processes
@@ -727,6 +729,8 @@ class Learner:
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
         self.recorder, self.show_progress = Recorder(), show_progress
         self.precision, self.store = precision, speed.FeatureStore(cache_bytes)
+        if cache_folder is not None:
+            self.store = FeatureFolder(cache_folder, cache_bytes, share=self.processes.share)
         self.extractors: dict[str, tuple[Any, speed.FeatureExtractor]] = {}  # By part of the body
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
