@@ -20,7 +20,7 @@ from torch import Tensor
 
 from petnb.learning_body import LearningModel
 from petnb.model import Features, create_classifier, freeze_to
-from petnb.speed import FeatureExtractor, keep_pages
+from petnb.speed import FeatureExtractor, keep_pages, seconds
 
 IMAGES, SIZE, REPEATS = 32, 224, 7
 PAGE = Path(__file__).with_suffix(".md")
@@ -89,17 +89,14 @@ def main() -> None:
     learning = LearningModel(model, images, "auto")
     ours = [lambda: look(extractor, images), lambda: learn(learning, images)]
     ways[f"petnb, {extractor.arithmetic.precision}; {str(learning).split()[0]}"] = ours
-    first = {name: [clock(way) + clock(way) for way in both] for name, both in ways.items()}
-    best = {name: [9e9, 9e9] for name in ways}
-    for _ in range(REPEATS):
-        for name, both in ways.items():
-            best[name] = [min(b, clock(way)) for b, way in zip(best[name], both, strict=True)]
-    rows = []
-    for name in ways:
-        cells = [
-            f"{1e3 * best[name][k] / IMAGES:.1f} | {first[name][k]:.1f}" for k in range(2)
-        ]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+    every = [way for both in ways.values() for way in both]
+    first = [clock(way) + clock(way) for way in every]
+    best = [1e3 * taken / IMAGES for taken in seconds(*every, repeats=REPEATS)]
+    cells = [f"{ms:.1f} | {started:.1f}" for ms, started in zip(best, first, strict=True)]
+    rows = [
+        f"| {name} | {forward} | {both} |"
+        for name, forward, both in zip(ways, cells[::2], cells[1::2], strict=True)
+    ]
     told = {"images": IMAGES, "size": SIZE, "repeats": REPEATS, "processor": processor()}
     page = TEXT.format(rows="\n".join(rows), versions=versions(), **told)
     PAGE.write_text(page, encoding="utf-8")

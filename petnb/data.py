@@ -671,10 +671,11 @@ def last_bytes(
 
 
 def fingerprint(
-    path: str,  # A file
+    path: str | Path,  # A file
+    size: int = 64,  # Bytes of the answer
 ) -> bytes:
     "A number that two different files do not share."
-    return hashlib.blake2b(Path(path).read_bytes()).digest()
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=size).digest()
 
 # %% ../nbs/00_data.ipynb #3639d336
 def same_bytes(

@@ -5,7 +5,6 @@
 # %% ../nbs/00b_doctor.ipynb #76181056
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -179,6 +178,9 @@ class Measurement:
     stamp: str = ""  # 17 x 17 grey pixels, in hexadecimal digits
 
 # %% ../nbs/00b_doctor.ipynb #725998df
+from .data import fingerprint
+
+
 def measure(
     path: str | Path,  # Any file
 ) -> Measurement:
@@ -189,7 +191,7 @@ def measure(
             header: dict[str, Any] = {"width": image.width, "height": image.height}
             header["transparent"] = image.has_transparency_data
             header["frames"] = count_frames(image)
-        content = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+        content = fingerprint(path, size=16).hex()
     except ImageError as error:
         return Measurement(error.reason)
     except Exception as error:  # As in `open_image`: hostile bytes raise nearly anything

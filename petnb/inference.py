@@ -11,7 +11,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -408,7 +407,7 @@ def all_probabilities(
     return torch.cat([score(predictor, batch, views) for batch in batches])
 
 # %% ../nbs/09_inference.ipynb #ff418fff
-from .transforms import decoding_threads
+from .transforms import on_all_cores
 
 
 def columns_of(
@@ -445,15 +444,14 @@ def predict_table(
     if top < 1 or views < 0:
         raise ValueError(f"top is {top} and views {views}: at least 1 and 0 are needed")
     rows, size = list[list[Any]](), max(batch_size // (1 + views), 1)
-    with ThreadPoolExecutor(decoding_threads()) as threads:
-        for start in progress_bar(range(0, len(images), size), "predicting"):
-            batch = images[start : start + size]
-            pictures = list(threads.map(partial(read, predictor), batch))
-            good = [picture for picture in pictures if not isinstance(picture, str)]
-            answers = iter(score(predictor, good, views) if good else ())
-            for image, got in zip(batch, pictures, strict=True):
-                found = got if isinstance(got, str) else predictor.answer(next(answers))
-                rows.append(row_of(image, found, top))
+    for start in progress_bar(range(0, len(images), size), "predicting"):
+        batch = images[start : start + size]
+        pictures = on_all_cores(partial(read, predictor), batch)
+        good = [picture for picture in pictures if not isinstance(picture, str)]
+        answers = iter(score(predictor, good, views) if good else ())
+        for image, got in zip(batch, pictures, strict=True):
+            found = got if isinstance(got, str) else predictor.answer(next(answers))
+            rows.append(row_of(image, found, top))
     return pd.DataFrame(rows, columns=columns_of(top))
 
 # %% ../nbs/09_inference.ipynb #b6d52184

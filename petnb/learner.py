@@ -728,9 +728,11 @@ class Learner:
         self.model: Classifier = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
         self.recorder, self.show_progress = Recorder(), show_progress
-        self.precision, self.store = precision, speed.FeatureStore(cache_bytes)
-        if cache_folder is not None:
-            self.store = FeatureFolder(cache_folder, cache_bytes, share=self.processes.share)
+        self.precision, self.store = precision, (
+            speed.FeatureStore(cache_bytes)
+            if cache_folder is None
+            else FeatureFolder(cache_folder, cache_bytes, share=self.processes.share)
+        )
         self.extractors: dict[str, tuple[Any, speed.FeatureExtractor]] = {}  # By part of the body
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}

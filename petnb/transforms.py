@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ __all__ = ['CROP_PCT', 'GREY', 'T', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleVi
            'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #2187e142
-class View(v2.Transform):  # type: ignore[misc]
+class View(v2.Transform, ABC):  # type: ignore[misc]
     "A transform in two steps: what chance decides, and the work on the pixels."
 
     def draw(
@@ -49,13 +50,13 @@ class View(v2.Transform):  # type: ignore[misc]
         "All that chance decides about one view: here, nothing."
         return None
 
+    @abstractmethod
     def apply(
         self,
         image: Tensor,  # Bytes, 3 x h x w
         drawn: Any,  # From `draw`
     ) -> Tensor:  # Bytes, 3 x size x size
         "The view; no chance involved."
-        raise NotImplementedError
 
     def forward(self, image: Any) -> Tensor:
         "Both steps, for an image of Pillow's or its bytes."
