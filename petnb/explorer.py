@@ -27,7 +27,7 @@ from .attention import class_activation_map, overlay, seen_image
 from .data import ImageData, open_image
 from .doctor import printable
 from .edits import KEEP, RELABEL, Decision, Edits, edits_of, names_below
-from .interpretation import Interpretation
+from .interpretation import Interpretation, told_of_missing
 from .learner import FITTING, Learner
 from .sources import DELETE
 from .wrong_labels import label_quality
@@ -35,12 +35,12 @@ from .wrong_labels import label_quality
 # %% auto #0
 __all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'RED', 'GREEN', 'BLUE', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'UPRIGHT', 'BESIDE',
            'LOG', 'KEYS', 'SHORTCUTS', 'NARROW', 'ACTIONS', 'STEPS', 'browsing_table', 'View', 'select', 'searchable',
-           'as_jpeg', 'thumbnail', 'heat_thumbnail', 'picture_of', 'as_text', 'line', 'bar', 'verdict', 'caption_html',
-           'small_button', 'Cell', 'Pages', 'make_cells', 'fill_cells', 'busiest', 'shade', 'matrix_buttons', 'heading',
-           'matrix_grid', 'confused_pairs', 'Matrix', 'guarded', 'newly_typed', 'still', 'page_output', 'class_choices',
-           'name_choices', 'view_controls', 'Controls', 'lay_out', 'connect_view', 'common_folder', 'where_we_are',
-           'Viewer', 'ask_for', 'Explorer', 'mend', 'take_back', 'press_key', 'move_frame', 'connect', 'connect_cells',
-           'pick_here']
+           'as_jpeg', 'thumbnail', 'unseen', 'heat_thumbnail', 'picture_of', 'as_text', 'line', 'bar', 'verdict',
+           'caption_html', 'small_button', 'Cell', 'Pages', 'make_cells', 'fill_cells', 'busiest', 'shade',
+           'matrix_buttons', 'heading', 'matrix_grid', 'confused_pairs', 'Matrix', 'guarded', 'newly_typed', 'still',
+           'page_output', 'class_choices', 'name_choices', 'view_controls', 'Controls', 'lay_out', 'connect_view',
+           'common_folder', 'where_we_are', 'Viewer', 'ask_for', 'Explorer', 'mend', 'take_back', 'press_key',
+           'move_frame', 'connect', 'connect_cells', 'pick_here']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 def browsing_table(
@@ -142,6 +142,13 @@ def thumbnail(
         return as_jpeg(open_image(path, at_least=side), side)
     except (OSError, ValueError):
         return as_jpeg(Image.new("RGB", (side, side), "#cccccc"))
+
+
+def unseen(
+    paths: Iterable[str],  # Image files
+) -> list[str]:  # Those that are grey squares
+    "Which images cannot be shown."
+    return [path for path in paths if thumbnail(path) == thumbnail("")]
 
 # %% ../nbs/08_explorer.ipynb #9cd5e736
 def heat_thumbnail(
@@ -658,7 +665,10 @@ class Viewer:
         self.controls.status.value = as_text(text)
 
     def tell(self, more: str = "") -> None:
-        "Say where we are, and renew the picture beside the widget."
+        "Say where we are and what is not seen, and renew the picture beside the widget."
+        missing = unseen(self.pages.on_page()["path"])
+        if missing and not more:
+            more = told_of_missing(missing, len(self.pages.on_page()))
         self.say(where_we_are(self.pages, self.edits, more))
         if self.handle:
             self.handle.update(self.bundle(), raw=True)
