@@ -35,6 +35,7 @@ pytestmark = pytest.mark.skipif(
 Visit = Callable[..., "Page"]
 expect.set_options(timeout=120_000)
 ROOT = ".petnb-explorer"
+ELEMENT = f"document.querySelector('{ROOT}')"
 HOSTILE = "<img src=x onerror=window.harm=1>"
 
 ANSWERS = f"""
@@ -248,6 +249,9 @@ def test_keys_do_no_harm_in_notebook_7(visit: Visit, folder: Path) -> None:
         expect(status(page)).to_contain_text("0 decisions")
         expect(page.locator(ROOT)).to_have_attribute("data-lm-suppress-shortcuts", "true")
         assert page.evaluate(COUNT) == 4
+        page.set_viewport_size({"width": 400, "height": 900})  # A phone: nothing is cut off
+        page.wait_for_function(f"(e => e.scrollWidth <= e.clientWidth)({ELEMENT})")
+        page.set_viewport_size({"width": 1280, "height": 900})
         press(page, "keep")
         expect(status(page)).to_contain_text("1 decisions")
         for place in ("button[title^=keep]", "select", ".widget-toggle-button", "input"):
