@@ -329,7 +329,7 @@ def mark(
     "A cross before the title of a mistake."
     return "" if row.prediction == row.actual else "× "
 
-
+# %% ../nbs/07_interpretation.ipynb #7105b8f9
 def told_of_missing(
     missing: Sequence[str],  # Images that cannot be read
     n: int,  # Of so many

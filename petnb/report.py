@@ -24,7 +24,7 @@ from .learner import Learner
 from .safe_files import replace_file
 
 # %% auto #0
-__all__ = ['CHOOSE', 'DRAW', 'CONNECT', 'STYLE', 'PAGE', 'KEPT', 'report_row', 'pictures_of', 'report_rows', 'as_data',
+__all__ = ['CHOOSE', 'DRAW', 'MATRIX', 'CONNECT', 'STYLE', 'PAGE', 'KEPT', 'report_row', 'pictures_of', 'report_rows', 'as_data',
            'fingerprint', 'policy', 'to_html', 'as_interpretation', 'write_report']
 
 # %% ../nbs/08b_report.ipynb #91979a1d
@@ -169,7 +169,7 @@ function cell(row) {
 """
 
 # %% ../nbs/08b_report.ipynb #252e2469
-CONNECT = """
+MATRIX = """
 function confusion(actual, predicted) {
   for (const name of ["split", "finding", "text"]) control(name).value = "";
   control("show").value = "all";
@@ -198,14 +198,6 @@ function heading(k) {
   return made;
 }
 
-function options(name, names, values) {
-  control(name).append(...names.map((text, k) => {
-    const made = element("option", text);
-    made.value = values[k];
-    return made;
-  }));
-}
-
 const matrix = control("matrix"), top_row = element("tr");
 matrix.style.setProperty("--classes", data.block.length);
 top_row.append(element("td"), ...data.block.map(heading));
@@ -222,6 +214,18 @@ for (const [actual, predicted, count] of data.pairs) {
   item.append(button);
   control("pairs").append(item);
 }
+"""
+
+# %% ../nbs/08b_report.ipynb #d466a2cb
+CONNECT = """
+function options(name, names, values) {
+  control(name).append(...names.map((text, k) => {
+    const made = element("option", text);
+    made.value = values[k];
+    return made;
+  }));
+}
+
 options("order", Object.keys(ORDERS), Object.keys(ORDERS));
 for (const name of ["actual", "predicted"]) options(name, data.vocab, Object.keys(data.vocab));
 for (const name of ["split", "finding"]) options(name, data[name], data[name]);
@@ -234,7 +238,7 @@ control("forward").addEventListener("click", () => turn(1));
 refresh();
 """
 
-# %% ../nbs/08b_report.ipynb #d466a2cb
+# %% ../nbs/08b_report.ipynb #869bb8df
 STYLE = """
 :root {color-scheme: light dark; --edge: #8884}
 body {font: 14px/1.4 system-ui, sans-serif; margin: 16px; background: Canvas; color: CanvasText}
@@ -278,6 +282,8 @@ button.right {--color: 78 138 201} button.wrong {--color: 232 120 30}
 .pair {text-align: left; overflow-wrap: anywhere}
 .pair:hover {text-decoration: underline} #pairs {font-size: 12px; max-height: 300px; overflow: auto}
 """
+
+# %% ../nbs/08b_report.ipynb #41598540
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
@@ -342,7 +348,7 @@ def to_html(
         "split": sorted({row["split"] for row in rows}),
         "finding": sorted(found),
     }
-    script, summary = CHOOSE + DRAW + CONNECT, repr(interp)
+    script, summary = CHOOSE + DRAW + MATRIX + CONNECT, repr(interp)
     if len(rows) > images:
         summary += f"; pictures of the {images:,} largest losses"
     if missing := sum(not row["picture"] for row in rows[:images]):
