@@ -93,7 +93,7 @@ def read_journal(
             ) from error
     return steps, len(content) - len(torn)
 
-
+# %% ../nbs/07e_edits.ipynb #3450128e
 def append_line(
     path: Path,  # The journal
     line: bytes,  # From `as_line`
@@ -288,7 +288,7 @@ def journal_of(
     digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:12]
     return cache_folder() / "edits" / f"{digest}.jsonl"
 
-
+# %% ../nbs/07e_edits.ipynb #e5338b8b
 def names_below(
     paths: Iterable[str],  # Of images
     root: str | Path,  # Folder of the images
@@ -311,7 +311,7 @@ def below_in_full(
     found = below(os.path.abspath(path), os.path.abspath(root))
     return path if os.path.isabs(found) else found
 
-
+# %% ../nbs/07e_edits.ipynb #3dba64fb
 def edits_of(
     items: pd.DataFrame,  # One row an image: path and label
     root: str | Path,  # Folder of the images
@@ -357,7 +357,7 @@ def new_place(
         return path.parent.with_name(label).joinpath(path.name).as_posix()
     return ""
 
-
+# %% ../nbs/07e_edits.ipynb #120d38c4
 def plan_moves(
     data: ImageData,  # Whose files are meant
     edits: Edits | pd.DataFrame | str | Path,  # Decisions, a table, or its file

@@ -27,7 +27,7 @@ from .attention import class_activation_map, overlay, seen_image
 from .data import ImageData, open_image
 from .doctor import printable
 from .edits import KEEP, RELABEL, Decision, Edits, edits_of, names_below
-from .interpretation import Interpretation
+from .interpretation import Interpretation, told_of_missing
 from .learner import FITTING, Learner
 from .sources import DELETE
 from .wrong_labels import label_quality
@@ -35,12 +35,12 @@ from .wrong_labels import label_quality
 # %% auto #0
 __all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'RED', 'GREEN', 'BLUE', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'UPRIGHT', 'BESIDE',
            'LOG', 'KEYS', 'SHORTCUTS', 'NARROW', 'ACTIONS', 'STEPS', 'browsing_table', 'View', 'select', 'searchable',
-           'as_jpeg', 'thumbnail', 'heat_thumbnail', 'picture_of', 'as_text', 'line', 'bar', 'verdict', 'caption_html',
-           'small_button', 'Cell', 'Pages', 'make_cells', 'fill_cells', 'busiest', 'shade', 'matrix_buttons', 'heading',
-           'matrix_grid', 'confused_pairs', 'Matrix', 'guarded', 'newly_typed', 'still', 'page_output', 'class_choices',
-           'name_choices', 'view_controls', 'Controls', 'lay_out', 'connect_view', 'common_folder', 'where_we_are',
-           'Viewer', 'ask_for', 'Explorer', 'mend', 'take_back', 'press_key', 'move_frame', 'connect', 'connect_cells',
-           'pick_here']
+           'as_jpeg', 'thumbnail', 'unseen', 'heat_thumbnail', 'picture_of', 'as_text', 'line', 'bar', 'verdict',
+           'caption_html', 'small_button', 'Cell', 'Pages', 'make_cells', 'fill_cells', 'busiest', 'shade',
+           'matrix_buttons', 'heading', 'matrix_grid', 'confused_pairs', 'Matrix', 'guarded', 'newly_typed', 'still',
+           'page_output', 'class_choices', 'name_choices', 'view_controls', 'Controls', 'lay_out', 'connect_view',
+           'common_folder', 'where_we_are', 'Viewer', 'ask_for', 'Explorer', 'mend', 'take_back', 'press_key',
+           'move_frame', 'connect', 'connect_cells', 'pick_here']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 def browsing_table(
@@ -142,6 +142,13 @@ def thumbnail(
         return as_jpeg(open_image(path, at_least=side), side)
     except (OSError, ValueError):
         return as_jpeg(Image.new("RGB", (side, side), "#cccccc"))
+
+
+def unseen(
+    paths: Iterable[str],  # Image files
+) -> list[str]:  # Those that are grey squares
+    "Which images cannot be shown."
+    return [path for path in paths if thumbnail(path) == thumbnail("")]
 
 # %% ../nbs/08_explorer.ipynb #9cd5e736
 def heat_thumbnail(
@@ -345,9 +352,10 @@ def shade(
     share: float,  # Of the row, from 0 to 1
     right: bool,  # On the diagonal
 ) -> str:  # A colour
-    "Blue for right and orange for wrong, the stronger the more."
+    "Blue for right and orange for wrong, the stronger the more; a little for a single image."
     end = np.array([0x6B, 0x9F, 0xD4] if right else [0xE8, 0x8A, 0x2D])
-    red, green, blue = (255 + (end - 255) * min(share, 1.0)).astype(int)
+    strength = 0.2 + 0.8 * min(share, 1.0) if share else 0.0
+    red, green, blue = (255 + (end - 255) * strength).astype(int)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 # %% ../nbs/08_explorer.ipynb #e501bebd
@@ -357,7 +365,7 @@ def matrix_buttons(
 ) -> dict[tuple[int, int], widgets.Button]:  # By actual and predicted class
     "A button for each pair of these classes that says how many images there are."
     counts, vocab = interp.confusion_matrix(), interp.vocab
-    layout = widgets.Layout(width="26px", height="26px", margin="1px", padding="0")
+    layout = widgets.Layout(width="25px", height="25px", margin="1px", padding="0")
     style = lru_cache(lambda color: widgets.ButtonStyle(button_color=color))
     buttons = {}
     for a, p in product(classes, classes):
@@ -370,7 +378,7 @@ def matrix_buttons(
 
 # %% ../nbs/08_explorer.ipynb #1be20152
 UPRIGHT = "writing-mode:vertical-rl;transform:rotate(180deg);height:84px"
-BESIDE = "width:104px;text-align:right;padding-top:6px"
+BESIDE = "width:88px;text-align:right;padding-top:6px"
 
 
 def heading(
@@ -393,7 +401,7 @@ def matrix_grid(
     for a in classes:
         fields += [heading(vocab[a], BESIDE), *(buttons[a, p] for p in classes)]
     grid = widgets.GridBox(fields)
-    grid.layout.grid_template_columns = f"106px repeat({len(classes)}, 28px)"
+    grid.layout.grid_template_columns = f"90px repeat({len(classes)}, 27px)"
     return grid
 
 
@@ -422,10 +430,10 @@ class Matrix:
             button.on_click(lambda _, a=a, p=p: click(a, p))
         self.grid = matrix_grid(self.buttons, self.classes, interp.vocab)
         self.pairs = widgets.Select(options=confused_pairs(interp), value=None, rows=8)
-        self.pairs.layout.width = "384px"
+        self.pairs.layout.width = "358px"
         self.pairs.observe(lambda change: click(*(change.new or (ANY, ANY))), "value")
-        title = widgets.HTML("<b>confusions</b>: label ↓, model →; click to see those images")
-        self.box = widgets.VBox([title, self.grid, self.pairs], layout={"width": "392px"})
+        title = widgets.HTML("<b>confusions</b>: label ↓, model →; click to see them")
+        self.box = widgets.VBox([title, self.grid, self.pairs], layout={"width": "364px"})
 
 # %% ../nbs/08_explorer.ipynb #96a83a80
 LOG = logging.getLogger("petnb")
@@ -567,7 +575,8 @@ class Controls:
             name: widgets.Button(description=name, icon=icon, layout={"width": "auto"})
             for name, icon in ACTIONS.items()
         }
-        self.keys = widgets.Text(placeholder=KEYS, description="keys", layout={"width": "640px"})
+        self.keys = widgets.Text(placeholder=KEYS, description="keys")
+        self.keys.layout = {"width": "632px", "max_width": "98%"}
         self.back = widgets.Button(description="back", icon="arrow-left")
         self.forward = widgets.Button(description="forward", icon="arrow-right")
         self.looks = widgets.ToggleButton(description="where it looks", icon="eye")
@@ -584,10 +593,11 @@ def lay_out(
     "One widget of all the others."
     controls, wrap = viewer.controls, {"flex_flow": "row wrap"}
     grid = widgets.GridBox([cell.box for cell in viewer.cells])
-    grid.layout.grid_template_columns = f"repeat({viewer.columns}, 158px)"
+    grid.layout.grid_template_columns = "repeat(auto-fill, 158px)"
     pages = widgets.HBox([controls.back, controls.forward, controls.looks])
     actions = widgets.HBox([controls.label, *controls.actions.values()], layout=wrap)
-    left = widgets.VBox([grid, pages])
+    widest = f"{158 * viewer.columns + 4}px"
+    left = widgets.VBox([grid, pages], layout={"flex": "1 1 320px", "max_width": widest})
     both = widgets.HBox([left, viewer.matrix.box], layout=wrap)
     filters = widgets.HBox(list(controls.view.values()), layout=wrap)
     above = [filters, actions, controls.keys, controls.status]
@@ -632,8 +642,8 @@ class Viewer:
         learn: Learner | None = None,  # To show where the model looks
         findings: pd.DataFrame | None = None,  # path and finding, such as `data.check().table`
         journal: str | Path | None = None,  # Where decisions are written; None: `journal_of`
-        columns: int = 4,  # Cells in a row
-        rows: int = 3,  # Rows on a page
+        columns: int = 4,  # Cells in a row, where there is room
+        rows: int = 3,  # A page has rows x columns images
     ):
         data = data or (learn.data if learn else None)
         self.root = data.root if data else interp.root or common_folder(interp.items["path"])
@@ -658,7 +668,10 @@ class Viewer:
         self.controls.status.value = as_text(text)
 
     def tell(self, more: str = "") -> None:
-        "Say where we are, and renew the picture beside the widget."
+        "Say where we are and what is not seen, and renew the picture beside the widget."
+        missing = unseen(self.pages.on_page()["path"])
+        if missing and not more:
+            more = told_of_missing(missing, len(self.pages.on_page()))
         self.say(where_we_are(self.pages, self.edits, more))
         if self.handle:
             self.handle.update(self.bundle(), raw=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from .data import show_images
 from .learner import Learner, get_preds
 from .losses import TopAccuracy, wilson_interval
 from .safe_files import replacing
+from .sources import below
 from .transforms import make_loader
 
 if TYPE_CHECKING:
@@ -37,9 +39,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['INTERPRETATION_FORMAT', 'MOST_NUMBERS', 'Interpretation', 'check_parts', 'from_logits', 'interpret', 'watch_head',
-           'save', 'load', 'show_results', 'mark', 'show_rows', 'caption', 'plot_top_losses', 'plot_confusion_matrix',
-           'paint_shares', 'write_numbers', 'mistakes_of', 'name_classes', 'mean_probabilities', 'similarity_order',
-           'choose_classes', 'per_class', 'plot_per_class']
+           'save', 'load', 'show_results', 'mark', 'told_of_missing', 'show_rows', 'caption', 'plot_top_losses',
+           'plot_confusion_matrix', 'paint_shares', 'write_numbers', 'mistakes_of', 'name_classes',
+           'mean_probabilities', 'similarity_order', 'choose_classes', 'per_class', 'plot_per_class']
 
 # %% ../nbs/07_interpretation.ipynb #c262fc96
 @dataclass
@@ -53,7 +55,7 @@ class Interpretation:
     vocab: list[str]  # Class names
     split: str = "valid"  # The side of the split they are from
     features: np.ndarray | None = None  # n x channels, float32: what the head received, if asked
-    root: Path | None = None  # Folder of the images, where it is known; the file does not keep it
+    root: Path | None = None  # Folder of the images, where it is known
 
     def __post_init__(self) -> None:
         check_parts(self)
@@ -169,9 +171,9 @@ class Interpretation:
         return save(self, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Interpretation:
-        "Take back what `save` kept; see `load`."
-        return load(path)
+    def load(cls, path: str | Path, root: str | Path | None = None) -> Interpretation:
+        "Take back what `save` kept; `root` says where the images are now. See `load`."
+        return load(path, root)
 
     def explore(self, data: ImageData | None = None, **options: Any) -> Explorer:
         "Browse the images in a widget, and mend labels; see `petnb.explorer`."
@@ -272,8 +274,11 @@ def save(
     "Write everything to one .npz file, all or nothing."
     path = Path(path)
     columns = {name: interp.items[name].tolist() for name in ("path", "label", "split")}
+    root = None if interp.root is None else str(interp.root)
+    if root is not None:
+        columns["path"] = [below(name, root) for name in columns["path"]]
     told = {"format": INTERPRETATION_FORMAT, "vocab": interp.vocab, "split": interp.split}
-    text = json.dumps({**told, "items": columns}).encode("ascii")
+    text = json.dumps({**told, "root": root, "items": columns}).encode("ascii")
     arrays = {name: getattr(interp, name) for name in ("probs", "targets", "losses")}
     if interp.features is not None:
         arrays["features"] = interp.features
@@ -285,6 +290,7 @@ def save(
 # %% ../nbs/07_interpretation.ipynb #8895fe60
 def load(
     path: str | Path,  # A file that `save` wrote
+    root: str | Path | None = None,  # Where the images are now; None: where they were
 ) -> Interpretation:
     "Read a file of `save`. Raises `ValueError` if it is not one, or of a later petnb."
     if not Path(path).is_file():
@@ -298,7 +304,10 @@ def load(
         raise ValueError(f"{path} is no interpretation that petnb saved: {error}") from error
     if number > INTERPRETATION_FORMAT:
         raise ValueError(f"{path} has format {number}; this petnb reads {INTERPRETATION_FORMAT}")
-    items = pd.DataFrame(told["items"])
+    items, root = pd.DataFrame(told["items"]), root or told.get("root")
+    if root is not None:
+        items["path"] = [str(Path(root, name)) for name in items["path"]]
+        arrays["root"] = Path(root)
     return Interpretation(**arrays, items=items, vocab=told["vocab"], split=told["split"])
 
 # %% ../nbs/07_interpretation.ipynb #c97b9855
@@ -320,6 +329,17 @@ def mark(
     "A cross before the title of a mistake."
     return "" if row.prediction == row.actual else "× "
 
+# %% ../nbs/07_interpretation.ipynb #7105b8f9
+def told_of_missing(
+    missing: Sequence[str],  # Images that cannot be read
+    n: int,  # Of so many
+) -> str:
+    "How many pictures there are not, and what to do."
+    return (
+        f"{len(missing)} of {n} images cannot be read, such as {missing[0]}; if they have moved, "
+        "say where they are now: Interpretation.load(file, root=FOLDER)"
+    )
+
 
 def show_rows(
     rows: Sequence[Any],  # Rows of the table, as `itertuples` gives them
@@ -327,9 +347,11 @@ def show_rows(
     heading: str,  # What the lines of a title are
 ) -> np.ndarray:  # The axes, one an image
     "Pictures with titles: red for mistakes, black for right answers."
+    paths = [str(row.path) for row in rows]
+    if missing := [path for path in paths if not os.path.exists(path)]:
+        raise FileNotFoundError(told_of_missing(missing, len(paths)))
     colors = ["black" if row.prediction == row.actual else "#b3392f" for row in rows]
-    columns = min(max(len(rows), 1), 5)
-    axes = show_images([str(row.path) for row in rows], titles, columns, 2, colors=colors)
+    axes = show_images(paths, titles, min(max(len(rows), 1), 5), 2, colors=colors)
     figure = axes.flat[0].figure
     figure.suptitle(heading, fontsize=9)
     figure.tight_layout()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import warnings
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ import pandas as pd
 
 from .doctor import printable
 from .explorer import browsing_table, busiest, common_folder, thumbnail
-from .interpretation import Interpretation, interpret
+from .interpretation import Interpretation, interpret, told_of_missing
 from .learner import Learner
 from .safe_files import replace_file
 
 # %% auto #0
-__all__ = ['CHOOSE', 'DRAW', 'CONNECT', 'STYLE', 'PAGE', 'KEPT', 'report_row', 'report_rows', 'as_data', 'fingerprint', 'policy',
-           'to_html', 'as_interpretation', 'write_report']
+__all__ = ['CHOOSE', 'DRAW', 'MATRIX', 'CONNECT', 'STYLE', 'PAGE', 'KEPT', 'report_row', 'pictures_of', 'report_rows', 'as_data',
+           'fingerprint', 'policy', 'to_html', 'as_interpretation', 'write_report']
 
 # %% ../nbs/08b_report.ipynb #91979a1d
 def report_row(
@@ -45,6 +47,17 @@ def report_row(
     }
 
 
+def pictures_of(
+    paths: Sequence[str],  # Image files
+) -> list[bytes]:  # JPEGs; empty where a file cannot be read
+    "A small picture of each; warns if some are missing."
+    grey, pictures = thumbnail(""), [thumbnail(path) for path in paths]
+    missing = [path for path, picture in zip(paths, pictures, strict=True) if picture == grey]
+    if missing:
+        warnings.warn(told_of_missing(missing, len(paths)), stacklevel=5)
+    return [b"" if picture == grey else picture for picture in pictures]
+
+
 def report_rows(
     interp: Interpretation,  # What the model said
     images: int = 1000,  # At most so many have a picture
@@ -54,7 +67,7 @@ def report_rows(
     root = interp.root or common_folder(interp.items["path"])
     table = browsing_table(interp, root, findings)
     table = table.sort_values("loss", ascending=False, kind="stable")
-    pictures = [thumbnail(path) for path in table["path"].iloc[:images]]
+    pictures = pictures_of(table["path"].tolist()[:images])
     pictures += [b""] * (len(table) - len(pictures))
     answers = interp.probs[table["place"].to_numpy()]
     return list(map(report_row, table.itertuples(), answers, pictures))
@@ -156,19 +169,22 @@ function cell(row) {
 """
 
 # %% ../nbs/08b_report.ipynb #252e2469
-CONNECT = """
+MATRIX = """
 function confusion(actual, predicted) {
   for (const name of ["split", "finding", "text"]) control(name).value = "";
   control("show").value = "all";
   control("actual").value = actual;
   control("predicted").value = predicted;
   refresh();
+  control("pages").scrollIntoView({block: "nearest"});
 }
 
 function field(actual, predicted) {
   const count = data.counts[actual][predicted], made = element("td");
   if (!count) return made;
   const button = element("button", count, actual === predicted ? "right" : "wrong");
+  const share = count / data.counts[actual].reduce((sum, n) => sum + n);
+  button.style.setProperty("--strength", 0.2 + 0.6 * share);
   button.title = `${data.vocab[actual]} called ${data.vocab[predicted]}: ${count}`;
   button.addEventListener("click", () => confusion(actual, predicted));
   made.append(button);
@@ -177,19 +193,13 @@ function field(actual, predicted) {
 
 function heading(k) {
   const made = element("th");
+  made.title = data.vocab[k];
   made.append(element("bdi", data.vocab[k]));
   return made;
 }
 
-function options(name, names, values) {
-  control(name).append(...names.map((text, k) => {
-    const made = element("option", text);
-    made.value = values[k];
-    return made;
-  }));
-}
-
 const matrix = control("matrix"), top_row = element("tr");
+matrix.style.setProperty("--classes", data.block.length);
 top_row.append(element("td"), ...data.block.map(heading));
 matrix.append(top_row, ...data.block.map((actual) => {
   const made = element("tr");
@@ -204,6 +214,18 @@ for (const [actual, predicted, count] of data.pairs) {
   item.append(button);
   control("pairs").append(item);
 }
+"""
+
+# %% ../nbs/08b_report.ipynb #d466a2cb
+CONNECT = """
+function options(name, names, values) {
+  control(name).append(...names.map((text, k) => {
+    const made = element("option", text);
+    made.value = values[k];
+    return made;
+  }));
+}
+
 options("order", Object.keys(ORDERS), Object.keys(ORDERS));
 for (const name of ["actual", "predicted"]) options(name, data.vocab, Object.keys(data.vocab));
 for (const name of ["split", "finding"]) options(name, data[name], data[name]);
@@ -216,36 +238,52 @@ control("forward").addEventListener("click", () => turn(1));
 refresh();
 """
 
-# %% ../nbs/08b_report.ipynb #d466a2cb
+# %% ../nbs/08b_report.ipynb #869bb8df
 STYLE = """
-:root {color-scheme: light dark; --edge: #8884; --right: #3b6ea5; --wrong: #b45a12}
+:root {color-scheme: light dark; --edge: #8884}
 body {font: 14px/1.4 system-ui, sans-serif; margin: 16px; background: Canvas; color: CanvasText}
 h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
 #controls, #pages {display: flex; flex-wrap: wrap; gap: 6px 14px; margin-bottom: 10px}
+#pages {position: sticky; top: 0; z-index: 2; padding: 6px 0; margin: 0; background: Canvas}
 #both {display: flex; gap: 20px; align-items: flex-start}
-#side {flex: 1; min-width: 0; max-height: 96vh; overflow: auto; position: sticky; top: 8px}
-@media (max-width: 960px) {#both {flex-direction: column} #side {position: static; max-width: 100%}}
-#grid {display: grid; grid-template-columns: repeat(auto-fill, 150px); gap: 12px}
-#grid {flex: none; width: min(636px, 100%)}
+#grid {display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px}
+#grid {flex: 1; min-width: 312px}
+#side {--others: 660px; --names: 112px; max-width: calc(100% - 332px)}
+#side {position: sticky; top: 42px; max-height: calc(100vh - 50px); overflow: auto}
+@media (max-width: 960px) {
+  #both {flex-direction: column} #grid {width: 100%}
+  #side {--others: 124px; --names: 84px; position: static; max-width: 100%; max-height: none}
+}
 .cell {margin: 0; font-size: 11px; line-height: 15px} .cell > * {display: block}
 .cell bdi, .cell div {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
-.picture {width: 150px; height: 120px; object-fit: contain} div.picture {background: var(--edge)}
+.picture {width: 100%; height: 120px; object-fit: contain; object-position: left}
+div.picture {background: var(--edge)}
 .label {font-weight: bold} .quiet {color: light-dark(#666, #999)}
 .path {direction: rtl; text-align: left}
-.bar {position: relative; height: 15px} .bar .name {position: absolute; left: 2px}
+.bar {position: relative; height: 15px} .bar .name {position: absolute; inset: 0 0 0 2px}
+.bar .name {overflow: hidden; text-overflow: ellipsis}
 .fill {position: absolute; inset: 1px auto 1px 0; opacity: .35}
 .bar.right .fill {background: #2e7d4f} .bar.wrong .fill {background: #b3392f}
-#matrix {border-collapse: collapse; font-size: 11px} #matrix th {font-weight: normal}
-#matrix tr:first-child th {writing-mode: vertical-rl; transform: rotate(180deg); text-align: left}
-#matrix tr:not(:first-child) th {text-align: right; padding-right: 6px}
+#matrix {--field: clamp(14px, calc((100vw - var(--others)) / var(--classes) - 1px), 24px)}
+#matrix {border-collapse: collapse; font-size: clamp(9px, calc(0.55 * var(--field)), 12px)}
+#matrix th {font: 11px/14px system-ui, sans-serif; padding: 0}
+#matrix th bdi {display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
+#matrix tr:first-child th {writing-mode: vertical-rl; transform: rotate(180deg)}
+#matrix tr:first-child bdi {max-height: var(--names); padding: 4px 0; text-align: left}
+#matrix tr:not(:first-child) bdi {max-width: var(--names); padding: 0 6px 0 0; text-align: right}
 #matrix tr > :first-child {position: sticky; left: 0; background: Canvas}
-#matrix td {padding: 0; border: 1px solid var(--edge); min-width: 20px; height: 20px}
+#matrix td {padding: 0; border: 1px solid var(--edge)}
+#matrix td, #matrix button {width: var(--field); height: var(--field); box-sizing: border-box}
 #matrix tr:first-child td {border: 0}
-#matrix button {width: 100%; height: 20px; border: 0; padding: 0; color: #fff; cursor: pointer}
-button.right {background: var(--right)} button.wrong {background: var(--wrong)}
+#matrix button {display: block; border: 0; padding: 0; font: inherit; color: inherit}
+#matrix button {cursor: pointer; background: rgb(var(--color) / var(--strength))}
+button.right {--color: 78 138 201} button.wrong {--color: 232 120 30}
 .pair {border: 0; background: none; color: inherit; padding: 0; cursor: pointer; font: inherit}
+.pair {text-align: left; overflow-wrap: anywhere}
 .pair:hover {text-decoration: underline} #pairs {font-size: 12px; max-height: 300px; overflow: auto}
 """
+
+# %% ../nbs/08b_report.ipynb #41598540
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
@@ -310,9 +348,11 @@ def to_html(
         "split": sorted({row["split"] for row in rows}),
         "finding": sorted(found),
     }
-    script, summary = CHOOSE + DRAW + CONNECT, repr(interp)
+    script, summary = CHOOSE + DRAW + MATRIX + CONNECT, repr(interp)
     if len(rows) > images:
         summary += f"; pictures of the {images:,} largest losses"
+    if missing := sum(not row["picture"] for row in rows[:images]):
+        summary += f"; {missing:,} pictures could not be read"
     return PAGE.format(
         policy=escape(policy(script, STYLE), quote=False),
         title=escape(printable(title)),

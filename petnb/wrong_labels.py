@@ -38,7 +38,7 @@ def out_of_fold(
     judged = folds >= 0
     kept = items[judged].reset_index(drop=True)
     answers = (probs[judged], targets[judged], losses[judged], kept)
-    return Interpretation(*answers, data.vocab, "out of fold", features[judged])
+    return Interpretation(*answers, data.vocab, "out of fold", features[judged], data.root)
 
 # %% ../nbs/07c_label_quality.ipynb #853a8258
 def fold_probabilities(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ from browser import COUNT, Watch, open_notebook, write_notebook  # noqa: E402
 from nbconvert import HTMLExporter  # noqa: E402
 from playwright.sync_api import expect  # noqa: E402
 
-from petnb import ImageData  # noqa: E402
+from petnb import ImageData, Interpretation  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     tools.chromium() is None, reason=f"no browser: none of {', '.join(tools.NAMES)} is installed"
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.skipif(
 Visit = Callable[..., "Page"]
 expect.set_options(timeout=120_000)
 ROOT = ".petnb-explorer"
+ELEMENT = f"document.querySelector('{ROOT}')"
 HOSTILE = "<img src=x onerror=window.harm=1>"
 
 ANSWERS = f"""
@@ -247,6 +249,9 @@ def test_keys_do_no_harm_in_notebook_7(visit: Visit, folder: Path) -> None:
         expect(status(page)).to_contain_text("0 decisions")
         expect(page.locator(ROOT)).to_have_attribute("data-lm-suppress-shortcuts", "true")
         assert page.evaluate(COUNT) == 4
+        page.set_viewport_size({"width": 400, "height": 900})  # A phone: nothing is cut off
+        page.wait_for_function(f"(e => e.scrollWidth <= e.clientWidth)({ELEMENT})")
+        page.set_viewport_size({"width": 1280, "height": 900})
         press(page, "keep")
         expect(status(page)).to_contain_text("1 decisions")
         for place in ("button[title^=keep]", "select", ".widget-toggle-button", "input"):
@@ -310,6 +315,31 @@ def test_each_field_of_the_reports_matrix(visit: Visit, report: tuple[Path, Any]
         expect(where(page)).to_contain_text(f", {field.inner_text()} images")
     page.locator("#pairs button").first.click()
     expect(where(page)).to_contain_text(f", {interp.most_confused()[0][2]} images")
+
+
+@pytest.mark.parametrize(("classes", "width"), [(18, 400), (18, 1200), (37, 1200), (37, 1920)])
+def test_the_reports_matrix_needs_no_sideways_scrolling(
+    visit: Visit, report: tuple[Path, Any], classes: int, width: int
+) -> None:
+    """Neither does the page; beside the matrix there is room for two pictures or more."""
+    page, (_, few) = visit(), report
+    names = [f"staffordshire_bull_terrier_{number:02}" for number in range(classes)]
+    n, every = 2 * classes, np.arange(2 * classes) % classes
+    probs = np.full((n, classes), 0.5 / classes, dtype=np.float32)
+    probs[np.arange(n), (every + np.arange(n) // classes) % classes] += 0.5
+    items = few.items.iloc[np.arange(n) % len(few.items)].reset_index(drop=True)
+    many = Interpretation(probs, every, -np.log(probs[np.arange(n), every]), items, names)
+    path = many.to_html(report[0].with_name(f"{classes}.html"), images=24)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(path.as_uri())
+    expect(page.locator("#matrix tr")).to_have_count(min(classes, 30) + 1)
+    for place in ("html", "#side"):
+        wide, seen = page.locator(place).evaluate("one => [one.scrollWidth, one.clientWidth]")
+        assert wide <= seen
+    first, second = (page.locator(".cell").nth(number).bounding_box() for number in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert first["y"] == second["y"]
 
 
 def test_hostile_names_are_inert_in_the_report(visit: Visit, report: tuple[Path, Any]) -> None:

@@ -437,11 +437,15 @@ def test_no_name_leaves_the_title_that_it_stands_in(make: Make, name: str) -> No
     assert found.titles == [name] * 5  # File, label, two bars, finding
 
 
-def test_a_file_that_is_gone_is_grey(make: Make, data: ImageData, tmp_path: Path) -> None:
+def test_files_that_are_gone_are_grey_and_counted(data: ImageData, tmp_path: Path) -> None:
     interp = made_up_answers(data)
     interp.items = interp.items.assign(path=[f"{path}.gone" for path in interp.items["path"]])
     explorer = Explorer(interp, data, journal=tmp_path / "journal")
     assert len({cell.image.value for cell in explorer.cells}) == 1
+    assert "12 of 12 images cannot be read" in status(explorer)
+    assert "Interpretation.load(file, root=FOLDER)" in status(explorer)
+    explorer.cells[0].keep.click()
+    assert len(explorer.edits.decisions) == 1
 
 
 def test_a_class_may_be_called_any(data: ImageData, tmp_path: Path) -> None:

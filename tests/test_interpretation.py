@@ -4,6 +4,7 @@ import io
 import pickle
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -179,6 +180,22 @@ def test_a_file_gives_everything_back(tmp_path: Path) -> None:
     assert again.items.to_dict() == interp.items.to_dict()
     assert (again.vocab, again.split) == (HOSTILE, "train")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.npz"]
+
+
+def test_a_file_finds_images_that_have_moved(tmp_path: Path) -> None:
+    data = ImageData.drawn_pets(images_per_breed=2, pixels=64, root=tmp_path / "pets")
+    n, items = len(data.items), data.items[["path", "label", "split"]]
+    logits, targets = torch.zeros(n, 10), torch.zeros(n, dtype=torch.long)
+    interp = replace(from_logits(logits, targets, items, data.vocab), root=data.root)
+    kept = interp.save(tmp_path / "one.npz")
+    assert Interpretation.load(kept).items.equals(items)
+    assert Interpretation.load(kept).root == data.root
+    data.root.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"3 of 3 images .*load\(file, root=FOLDER\)"):
+        Interpretation.load(kept).plot_top_losses(3)
+    found = Interpretation.load(kept, root=tmp_path / "moved")
+    assert all(Path(path).is_file() for path in found.items["path"])
+    assert Interpretation.load(found.save(kept)).root == tmp_path / "moved"
 
 
 class Malicious:

@@ -64,6 +64,17 @@ def test_every_image_is_there_and_the_worst_have_pictures(interp: Interpretation
     assert sorted(row["finding"] for row in rows)[-1] == "blurred, tiny"
 
 
+def test_pictures_that_cannot_be_read_are_counted(interp: Interpretation) -> None:
+    items, folder = interp.items.copy(), Path(interp.items["path"][0]).parent
+    items.loc[interp.top_losses(2).index, "path"] = [f"{folder}/gone/1.jpg", f"{folder}/gone/2.jpg"]
+    lost = Interpretation(interp.probs, interp.targets, interp.losses, items, interp.vocab)
+    with pytest.warns(UserWarning, match=r"2 of 5 images cannot be read, such as .*gone/1\.jpg"):
+        page = to_html(lost, images=5)
+    assert "; 2 pictures could not be read</p>" in page
+    pictures = [bool(row["picture"]) for row in data_in(page)["rows"]]
+    assert pictures[:6] == [False, False, True, True, True, False]
+
+
 def test_from_a_run_folder(interp: Interpretation, tmp_path: Path) -> None:
     interp.save(tmp_path / KEPT)
     here = interp.to_html(tmp_path / "new" / "here.html")

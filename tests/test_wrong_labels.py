@@ -139,6 +139,7 @@ def test_classes_with_one_image_are_left_out() -> None:
     judged = out_of_fold(data, n_folds=2)
     assert len(judged.items) == len(paths) - 1
     assert "a rare one" not in set(judged.items["label"])
+    assert judged.root == data.root
     assert judged.features is not None
     assert judged.features.shape == (39, 1280)
     assert set(judged.items["split"]) == {"train", "valid"}
