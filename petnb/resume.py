@@ -360,7 +360,7 @@ def check_form(
         or misfits(header["learner"], LEARNER) + misfits(header["fit"], POSITION)
     ):
         raise ValueError(
-            f"{path} is not a checkpoint: {', '.join(wrong)} is missing or of the wrong kind. "
+            f"{path} is not a checkpoint; missing or of another kind: {', '.join(wrong)}. "
             "Start anew with resume=False"
         )
 
