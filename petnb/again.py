@@ -76,14 +76,14 @@ def what_differs(
             notes.pop(measured, None)
     return differences(then, now)
 
-# %% ../nbs/03c_again.ipynb #73659725
+# %% ../nbs/03c_again.ipynb #0e4d6e4c
 def prescribe(
     folder: str | Path,  # Of the run that is to be repeated
     learn: Learner,  # That is to repeat it
 ) -> None:
     "Take the precisions that were decided in that run."
     noted = json.loads(Path(folder, NOTES).read_text(encoding="utf-8"))
-    learn.prescribed = dict(noted.get("precisions", {}))
+    learn.prescribed |= noted.get("precisions", {})
 
 # %% ../nbs/03c_again.ipynb #82b1fa9d
 def unequal_tensors(

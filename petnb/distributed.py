@@ -347,7 +347,7 @@ def prepare(
         if model.train_bn:
             model.body = synchronised(model.body)
     if learn.precision == "auto":
-        learn.precision = "float32"
+        learn.prescribed = {"features": "float32", "training": "float32"}
     tensors = [*model.parameters(), *model.buffers()]
     if not processes.first:
         for tensor in tensors:

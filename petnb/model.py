@@ -19,9 +19,10 @@ from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['LITE0', 'LITE0_SHA256', 'HeadName', 'packaged_weights', 'linear_head', 'ConcatPool', 'fastai_head', 'blocks_in_order',
-           'classifier_name', 'body_depths', 'cut_depths', 'batch_norms', 'Classifier', 'features_of', 'Features',
-           'feature_map', 'create_classifier', 'freeze_to', 'batch_norm_parameters', 'group_names', 'summary']
+__all__ = ['LITE0', 'LITE0_SHA256', 'HeadName', 'SAFE', 'packaged_weights', 'linear_head', 'ConcatPool', 'fastai_head',
+           'blocks_in_order', 'classifier_name', 'body_depths', 'cut_depths', 'batch_norms', 'Classifier',
+           'features_of', 'Features', 'feature_map', 'create_classifier', 'freeze_to', 'batch_norm_parameters',
+           'group_names', 'summary']
 
 # %% ../nbs/02_model.ipynb #2ad5d309
 LITE0 = "tf_efficientnet_lite0"
@@ -253,6 +254,9 @@ def feature_map(
     return features.permute(0, 3, 1, 2) if channels_last else features
 
 # %% ../nbs/02_model.ipynb #7775e150
+SAFE = {"hf_hub_filename": "model.safetensors", "url": ""}  # For timm: this file, and no other
+
+
 def _timm_body(architecture: str, pretrained: bool) -> Any:
     "A timm model without its classifier. Raises `ConnectionError` if weights cannot be had."
     if not timm.is_model(architecture):
@@ -264,12 +268,15 @@ def _timm_body(architecture: str, pretrained: bool) -> Any:
         whole.reset_classifier(0)
         return whole
     try:
-        return timm.create_model(architecture, pretrained=pretrained, num_classes=0)
+        only = SAFE if pretrained else None
+        return timm.create_model(
+            architecture, pretrained, pretrained_cfg_overlay=only, num_classes=0
+        )
     except Exception as error:
         if not pretrained:
             raise
         raise ConnectionError(
-            f"cannot get the weights of {architecture!r} ({type(error).__name__}: {error}). "
+            f"cannot get safetensors of {architecture!r} ({type(error).__name__}: {error}). "
             "Backbone 'lite0' comes with petnb and needs no network; "
             "pretrained=False starts from random weights"
         ) from error

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -25,10 +27,10 @@ from .learning_body import LearningModel
 from .safe_files import previous, read_newest, write_tensors
 
 # %% auto #0
-__all__ = ['POSITION', 'LEARNER', 'digest_of_items', 'conditions_of_data', 'conditions_of_model', 'conditions_of_steps',
+__all__ = ['POSITION', 'LEARNER', 'FORM', 'digest_of_items', 'conditions_of_data', 'conditions_of_model', 'conditions_of_steps',
            'conditions', 'watching', 'differences', 'shorten', 'machine', 'decide', 'state_of', 'remembered_by',
-           'under', 'take_back', 'take_back_optimizer', 'fill_store', 'Checkpoint', 'write_state', 'begin', 'go_on',
-           'checkpoint_path', 'forget_later', 'locked', 'remove_unfinished', 'forget_all']
+           'under', 'take_back', 'take_back_optimizer', 'fill_store', 'Checkpoint', 'write_state', 'begin', 'misfits',
+           'check_form', 'go_on', 'checkpoint_path', 'forget_later', 'locked', 'remove_unfinished', 'forget_all']
 
 # %% ../nbs/03b_resume.ipynb #9e033c82
 def digest_of_items(
@@ -89,6 +91,7 @@ def conditions_of_steps(
         "momentum": [fit.momentum(place) for place in places],
         "optimizer": type(fit.optimizer).__name__,
         "weight decay": [group.get("weight_decay", 0.0) for group in fit.optimizer.param_groups],
+        "precision": fit.learn.precision,
         "accumulate": fit.accumulate,
         "clip": repr(fit.clip),
         "mix": repr(fit.mix),
@@ -136,13 +139,13 @@ def machine(
     import timm
     import torchvision
 
+    libraries = {"torch": torch, "torchvision": torchvision, "timm": timm}
+    libraries |= {"numpy": np, "pillow": PIL}
     return {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
+        **{name: library.__version__ for name, library in libraries.items()},
         "threads": torch.get_num_threads(),
         "processes": n_processes,
-        "processor": platform.machine(),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
@@ -203,8 +206,11 @@ def remembered_by(
     return known, tensors
 
 
-POSITION = ("epoch", "step", "first_step", "seen", "n_batches", "waited", "size", "stop")
-LEARNER = ("n_epochs", "n_steps")
+POSITION: dict[str, Any] = {
+    "epoch": int, "step": int, "first_step": int, "seen": int, "n_batches": int,
+    "waited": (int, float), "size": (int, type(None)), "stop": bool,
+}  # fmt: skip
+LEARNER: dict[str, Any] = {"n_epochs": int, "n_steps": int}
 
 # %% ../nbs/03b_resume.ipynb #3c6f1912
 def under(
@@ -223,8 +229,8 @@ def take_back(
 ) -> None:
     "Put everything where it was."
     learn, watchers = fit.learn, watching(fit)
-    for owner, values in ((learn, header["learner"]), (fit, header["fit"])):
-        vars(owner).update(values)
+    for owner, names, told in ((learn, LEARNER, header["learner"]), (fit, POSITION, header["fit"])):
+        vars(owner).update({name: told[name] for name in names})
     learn.fixed = header["fixed"]
     learn.model.load_state_dict(under(tensors, "model"))
     take_back_optimizer(fit, under(tensors, "optimizer"), header["optimizer"])
@@ -329,6 +335,35 @@ def begin(
     forget_later(folder, checkpoint.number)
     return False
 
+# %% ../nbs/03b_resume.ipynb #617e6bf5
+FORM: dict[str, Any] = {
+    "conditions": dict, "machine": dict, "optimizer": dict, "callbacks": list, "fixed": dict,
+    "learner": dict, "fit": dict,
+}  # fmt: skip
+
+
+def misfits(
+    found: dict[str, Any],  # In a file that may come from anybody
+    kinds: dict[str, Any],  # What is expected, by name
+) -> list[str]:  # Names
+    "What is missing or of the wrong kind."
+    return [name for name, kind in kinds.items() if not isinstance(found.get(name, ...), kind)]
+
+
+def check_form(
+    header: dict[str, Any],  # Of a file that may come from anybody
+    path: Path,  # That file
+) -> None:
+    "Raise `ValueError` that names what a checkpoint would have."
+    if wrong := (
+        misfits(header, FORM)
+        or misfits(header["learner"], LEARNER) + misfits(header["fit"], POSITION)
+    ):
+        raise ValueError(
+            f"{path} is not a checkpoint; missing or of another kind: {', '.join(wrong)}. "
+            "Start anew with resume=False"
+        )
+
 # %% ../nbs/03b_resume.ipynb #d6bc23b2
 def go_on(
     fit: Fit,  # Before its first step
@@ -337,6 +372,7 @@ def go_on(
 ) -> None:
     "Take back the last checkpoint. Raises `ValueError` if it is of another fit."
     tensors, header = read_newest(path)
+    check_form(header, path)
     if other := differences(header["conditions"], same):
         raise ValueError(
             f"{path} is of another fit: {'; '.join(other)}. Make it the same, "
@@ -345,7 +381,11 @@ def go_on(
     if elsewhere := differences(header["machine"], machine(fit.learn.processes.n)):
         told = "; ".join(elsewhere)
         warnings.warn(f"goes on, but not to the bit: {told}", stacklevel=2)
-    take_back(fit, tensors, header)
+    try:
+        take_back(fit, tensors, header)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not what this fit wrote: {told}") from error
     fill_store(fit)
     if fit.learn.show_progress and fit.learn.processes.first:
         print(f"goes on after step {fit.step} of {fit.n_steps}, from {path}", flush=True)

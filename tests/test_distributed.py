@@ -19,12 +19,15 @@ import pytest
 import torch
 
 from petnb.cli import main
-from petnb.distributed import Processes, buckets, take_device
-from petnb.learner import read_header
+from petnb.data import ImageData
+from petnb.distributed import Processes, buckets, moving_statistics, take_device
+from petnb.learner import read_header, vision_learner
+from petnb.model import batch_norms
 from petnb.transforms import EpochBatches
 
 HERE = Path(__file__).resolve().parent
 Found = list[dict[str, Any]]
+MEETS = pytest.mark.skipif(os.name == "nt", reason="PyTorch for Windows lacks libuv, to meet by")
 LONG = pytest.mark.skipif("PETNB_LONG" not in os.environ, reason="PETNB_LONG is not set")
 FITS = ["fresh views", "kept features", "late body", "balanced", "balanced, kept", "batch norm"]
 
@@ -54,7 +57,10 @@ def alone(folder: Path) -> dict[str, Any]:
     return started(1, folder / "1", folder / "drawings")[0]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=LONG)])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(2, marks=MEETS), pytest.param(3, marks=[MEETS, LONG])],
+)
 def several(request: pytest.FixtureRequest, folder: Path, alone: dict[str, Any]) -> Found:
     return started(request.param, folder / str(request.param), folder / "drawings")
 
@@ -85,6 +91,24 @@ def test_a_head_with_batch_norm_learns_differently(alone: dict[str, Any], severa
     one, other = (found["batch norm"]["losses"] for found in (alone, several[0]))
     assert not np.allclose(one, other, rtol=1e-3)
     assert np.isfinite(other).all()
+
+
+@pytest.mark.parametrize("train_bn", [False, True])
+def test_on_cuda_batch_norms_that_learn_see_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch, train_bn: bool
+) -> None:
+    """As `prepare` makes them for cards; no card is needed to see it."""
+    data = ImageData.drawn_pets(5, 64, batch_size=11, workers=0)
+    learn = vision_learner(data, "resnet10t", pretrained=False, train_bn=train_bn, head="fastai")
+    n_head, n_body = (len([*batch_norms(part)]) for part in (learn.model.head, learn.model.body))
+    learn.device = torch.device("cuda")
+    monkeypatch.setattr("petnb.distributed.gathered", lambda _, rows, counts: rows)
+    monkeypatch.setattr("petnb.distributed.sum_in_place", lambda *_: None)
+    Processes(0, 2).prepare(learn)
+    kinds = [type(norm) for norm in batch_norms(learn.model)]
+    assert kinds.count(torch.nn.SyncBatchNorm) == n_head + (n_body if train_bn else 0)
+    assert len(kinds) == n_head + n_body
+    assert moving_statistics(learn.model.train()) == []  # Nothing is left to be averaged
 
 
 def test_gradients_are_weighted_by_images(several: Found) -> None:
@@ -214,6 +238,7 @@ def test_a_fit_that_was_broken_off_goes_on_to_the_same_bits(several: Found) -> N
         assert found["resumed fit"] == found["long fit"]
 
 
+@MEETS
 def test_the_command_says_what_is_wrong_in_several_processes(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +292,7 @@ def test_a_run_in_several_processes_is_resumed_and_repeated(
     pd.testing.assert_frame_equal(losses(again), losses(run))
 
 
+@MEETS
 @LONG
 def test_the_command_trains_in_several_processes(tmp_path: Path) -> None:
     """The same run folder, written once, with the same history but for the seconds."""

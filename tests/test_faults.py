@@ -26,13 +26,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import petnb
 from petnb import ImageData, Predictor, vision_learner
 from petnb.callbacks import SaveModel
 from petnb.learner import Callback, Fit, Learner, NonFiniteError
+from petnb.model import create_classifier
 from petnb.safe_files import DamagedFileError, previous, read_newest, read_tensors, write_tensors
 
 
@@ -80,6 +84,7 @@ def python(
 
 RUNS_CODE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle", "yaml"}
 OPENS = {"torch.load", "np.load", "read_pickle", "to_pickle", "eval", "exec", "allow_pickle"}
+OPENS |= {"torch.hub.load", "torch.jit.load", "torch.serialization.load"}
 
 
 def dangers(source: str) -> list[str]:
@@ -87,8 +92,9 @@ def dangers(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            found += [name for name in names if name.split(".")[0] in RUNS_CODE]
+            home = getattr(node, "module", None) or ""
+            names = [home, *(f"{home}.{alias.name}".strip(".") for alias in node.names)]
+            found += [name for name in names if name in OPENS or name.split(".")[0] in RUNS_CODE]
         elif isinstance(node, ast.Call):
             told = [f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords]
             named = {ast.unparse(node.func), *(keyword.arg or "" for keyword in node.keywords)}
@@ -111,6 +117,7 @@ def test_no_module_opens_a_pickle() -> None:
     }
     control = "import pickle\ntorch.load(f)\npd.read_pickle(f)\nx(allow_pickle=True)\neval(f)"
     assert len(dangers(control)) == 5
+    assert dangers("from torch import load\nload(f)") == ["torch.load"]
 
 
 class Hostile:
@@ -177,6 +184,39 @@ def test_another_packaged_body_is_refused_before_it_is_opened(
     with pytest.raises(ValueError, match=r"lite0\.pth is not the file petnb knows: its SHA-256"):
         vision_learner(data)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_weights_from_the_hub_are_no_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool
+) -> None:
+    """A hub that has both, or a pickle only: it is not asked for, whatever timm would do."""
+    whole: Any = timm.create_model("resnet10t")
+    asked: list[str] = []
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin").write_bytes(hostile_bytes(tmp_path / "mark")["zip"])
+
+    def hub(repo_id: str, filename: str, **_: Any) -> str:
+        asked.append(filename)
+        if filename == "model.safetensors" and not safe:
+            raise EntryNotFoundError(f"{repo_id} has no {filename}")
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", hub)
+    if safe:
+        body: Any = create_classifier("resnet10t", 2).body
+        assert torch.equal(body.conv1[0].weight, whole.conv1[0].weight)
+    else:
+        with pytest.raises(ConnectionError, match="EntryNotFoundError"):
+            create_classifier("resnet10t", 2)
+    assert asked == ["model.safetensors"]
+    assert not (tmp_path / "mark").exists()
+
+
+def test_weights_that_are_a_pickle_somewhere_else_are_refused() -> None:
+    """A few of timm's have an address only, of a file that torch.load would open."""
+    with pytest.raises(ConnectionError, match="lite0"):
+        create_classifier("legacy_senet154", 2)
 
 
 # -- Killed while it saves (22) ------------------------------------------------------------------

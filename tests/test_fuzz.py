@@ -25,7 +25,8 @@ from petnb import Predictor, vision_learner
 from petnb.data import ImageData, ImageError, glance, open_image
 from petnb.doctor import measure
 from petnb.learner import Learner, header
-from petnb.safe_files import DamagedFileError, fingerprint, read_tensors, write_tensors
+from petnb.resume import checkpoint_path
+from petnb.safe_files import DamagedFileError, fingerprint, previous, read_tensors, write_tensors
 from petnb.sources import check_edits
 
 TIMES = int(os.environ.get("PETNB_FUZZ", "1"))
@@ -356,3 +357,41 @@ def test_forged_models(learn: Learner, name: str, which: int | None, value: Any)
         assert error is None or str(path) in str(error)
     after = learn.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+# -- Checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(learn: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a fit that is finished, so that going on takes no time."""
+    return trained(learn, tmp_path_factory.mktemp("fit"), False)
+
+
+def trained(learn: Learner, folder: Path, resume: bool) -> Path:
+    """The checkpoint of one epoch."""
+    anew = vision_learner(learn.data, "resnet10t", pretrained=False, path=folder,
+                          precision="float32", show_progress=False)  # fmt: skip
+    anew.fit(1, 1e-3, checkpoint_every=9, resume=resume)
+    return checkpoint_path(folder, 1)
+
+
+@tries(30)
+@given(st.data())
+def test_forged_checkpoints(learn: Learner, checkpoint: Path, data: st.DataObject) -> None:
+    """Refused by the file's name, or taken; and nothing but the checkpoint is written."""
+    tensors, told = read_tensors(checkpoint)
+    place = data.draw(st.sampled_from([told, told["learner"], told["fit"], told["conditions"]]))
+    name = data.draw(st.sampled_from(sorted(place)))
+    if data.draw(st.booleans()):
+        del place[name]
+    else:
+        place[name] = data.draw(JSON)
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Another machine
+        path = write_tensors(checkpoint_path(Path(folder), 1), tensors, told)
+        _, error = outcome(lambda: trained(learn, Path(folder), True), ValueError)
+        assert error is None or str(path) in str(error)
+        assert {file.name for file in Path(folder).rglob("*")} <= {
+            "checkpoints", ".lock", path.name, previous(path).name,
+        }  # fmt: skip

@@ -112,7 +112,8 @@ def data() -> ImageData:
 
 
 def learner(data: ImageData, path: Path, **options: Any) -> Learner:
-    return vision_learner(data, path=path, precision="float32", show_progress=False, **options)
+    options.setdefault("precision", "float32")
+    return vision_learner(data, path=path, show_progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -168,16 +169,17 @@ def test_starting_anew_forgets_what_came_later(data: ImageData, tmp_path: Path) 
         ({"seed": 1}, "seeds"),
         ({"head": "fastai"}, "fastai head"),
         ({"unfreeze": True}, "what learns"),
+        ({"precision": "bfloat16"}, "precision was float32 and is bfloat16"),
     ],
 )
 def test_another_fit_is_refused(
     data: ImageData, finished: Path, changed: dict[str, Any], told: str
 ) -> None:
-    options = {name: changed[name] for name in ("seed", "head") if name in changed}
+    options = {name: changed[name] for name in ("seed", "head", "precision") if name in changed}
     learn = learner(data, finished, **options)
     if changed.get("unfreeze"):
         learn.unfreeze()
-    other = {name: changed[name] for name in changed.keys() - {"seed", "head", "unfreeze"}}
+    other = {name: changed[name] for name in changed.keys() - options.keys() - {"unfreeze"}}
     before = contents(finished)
     with pytest.raises(ValueError, match=told):
         learn.fit(**{"n_epochs": 2, **other}, resume=True)
@@ -191,8 +193,9 @@ def test_a_checkpoint_carries_all_that_decides_the_bits(data: ImageData, finishe
     _, header = read_tensors(checkpoint_path(finished, 1))
     assert header["conditions"]["classes"] == data.vocab
     told = {"architecture", "augmentation", "groups", "images", "seeds", "what learns"}
-    assert told < header["conditions"].keys()
-    assert {"torch", "torchvision", "timm", "threads", "processor"} < header["machine"].keys()
+    assert told | {"precision"} < header["conditions"].keys()
+    versions = {"torch", "torchvision", "timm", "numpy", "pillow"}
+    assert versions | {"threads", "processor", "processes"} < header["machine"].keys()
     assert header["machine"]["threads"] == torch.get_num_threads()
     assert "fixed" in header  # The precisions that were decided
     rows = [state["rows"] for state in header["callbacks"] if "rows" in state]
