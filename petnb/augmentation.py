@@ -62,7 +62,7 @@ def homography(
         values += [u, v]
     return np.append(np.linalg.solve(np.array(rows, float), values), 1).reshape(3, 3)
 
-
+# %% ../nbs/01a_augmentation.ipynb #fb5df882
 def tilt(
     x: float,  # Above 0 the left edge comes nearer: it grows by this share, the right one shrinks
     y: float,  # Above 0 the top edge comes nearer
@@ -207,7 +207,7 @@ def require_range(
     if not low <= value <= high:
         raise ValueError(f"{name} is {value:g}; it must lie between {low:g} and {high:g}")
 
-
+# %% ../nbs/01a_augmentation.ipynb #9d8e637d
 def aug_transforms(
     mult: float = 1.0,  # Multiplies max_rotate, max_lighting and max_warp
     do_flip: bool = True,  # Mirror half of the pictures
@@ -287,7 +287,7 @@ class RequireBytes(nn.Module):
             )
         return image
 
-
+# %% ../nbs/01a_augmentation.ipynb #2b31d204
 def choose_augmentation(
     augment: str | Callable[[Any], Any],  # A name, or a transform of PIL images
     size: int,  # Side of the square

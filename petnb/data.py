@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from petnb.doctor import Checkup
 
 # %% auto #0
-__all__ = ['SIGNS', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'Splitter', 'Groups',
-           'SIDE_COLORS', 'SIDE_WORDS', 'eight_bits', 'to_rgb', 'reason_of', 'check_pixels', 'no_bomb_warnings',
-           'ImageError', 'open_image', 'sort_out', 'visible_files', 'reason_against', 'FoundFiles', 'notes_on',
-           'image_files', 'glance', 'find_bad', 'set_bad_aside', 'check_pattern', 'labels_from_names', 'split_labels',
-           'Options', 'ImageData', 'from_lists', 'last_bytes', 'fingerprint', 'same_bytes', 'note_twins', 'LineBar',
-           'NotebookBar', 'in_notebook', 'kind_of_bar', 'progress_bar', 'available_cores', 'cache_folder', 'drawn_pets',
-           'show_images', 'plot_classes', 'oxford_pets']
+__all__ = ['SIGNS', 'TRUST', 'LeftOut', 'IMAGE_SUFFIXES', 'NEEDS_MORE', 'ENDINGS', 'OnBad', 'PETS_PATTERN', 'Split', 'Splitter',
+           'Groups', 'SIDE_COLORS', 'SIDE_WORDS', 'eight_bits', 'to_rgb', 'reason_of', 'check_pixels',
+           'no_bomb_warnings', 'ImageError', 'open_image', 'sort_out', 'visible_files', 'reason_against', 'FoundFiles',
+           'notes_on', 'image_files', 'glance', 'find_bad', 'set_bad_aside', 'check_pattern', 'labels_from_names',
+           'split_labels', 'last_bytes', 'fingerprint', 'same_bytes', 'note_twins', 'Options', 'ImageData',
+           'usable_items', 'from_lists', 'LineBar', 'NotebookBar', 'in_notebook', 'kind_of_bar', 'progress_bar',
+           'available_cores', 'cache_folder', 'drawn_pets', 'show_images', 'plot_classes', 'oxford_pets']
 
 # %% ../nbs/00_data.ipynb #8ae340ad
 def eight_bits(
@@ -79,6 +79,9 @@ SIGNS = [  # How a file begins, and what that means when it cannot be decoded
 ]  # fmt: skip
 
 # %% ../nbs/00_data.ipynb #765152ae
+TRUST = "raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+
+
 def reason_of(
     path: str | Path,  # A file that could not be decoded
     error: Exception,  # What was raised
@@ -86,6 +89,8 @@ def reason_of(
     "Explain from the first bytes of the file, and from `error`, why it is not a picture."
     if isinstance(error, OSError) and error.strerror:  # From the disk, not from the decoder
         return error.strerror.lower()
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: over twice the cap of {Image.MAX_IMAGE_PIXELS:,} pixels; {TRUST}"
     with open(path, "rb") as file:
         start = file.read(512)
     for pattern, reason in SIGNS:
@@ -106,11 +111,10 @@ def check_pixels(
     cap = Image.MAX_IMAGE_PIXELS
     if cap and image.width * image.height > cap:
         raise ValueError(
-            f"too large: {image.width} x {image.height} pixels are over the cap of {cap:,}; "
-            "raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+            f"too large: {image.width} x {image.height} pixels are over the cap of {cap:,}; {TRUST}"
         )
 
-
+# %% ../nbs/00_data.ipynb #ab3f4170
 @contextmanager
 def no_bomb_warnings() -> Iterator[None]:
     "Keep Pillow from warning of large images, where each of them is going to be reported anyway."
@@ -193,8 +197,6 @@ IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".ti
 NEEDS_MORE = {".heic": "HEIC needs pillow-heif", ".heif": "HEIC needs pillow-heif"} | dict.fromkeys(
     (".arw", ".cr2", ".cr3", ".dng", ".nef", ".raf"), "a raw photograph: develop it to JPEG first"
 )
-
-
 
 # %% ../nbs/00_data.ipynb #89f7b682
 def reason_against(
@@ -387,6 +389,61 @@ def split_labels(
     else:
         raise ValueError(f"valid is {valid!r}; this data can be split 'stratified' or 'random'")
     return ["valid" if held else "train" for held in held_out]
+
+# %% ../nbs/00_data.ipynb #de5c2552
+def last_bytes(
+    path: str,  # A file
+    n: int = 4096,  # What a disk reads at once
+) -> bytes:
+    "The end of a file, where images differ soonest: their beginnings are headers."
+    with open(path, "rb") as file:
+        file.seek(-min(n, os.path.getsize(path)), os.SEEK_END)
+        return file.read()
+
+
+def fingerprint(
+    path: str | Path,  # A file
+    size: int = 64,  # Bytes of the answer
+) -> bytes:
+    "A number that two different files do not share."
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=size).digest()
+
+# %% ../nbs/00_data.ipynb #3639d336
+def same_bytes(
+    paths: Sequence[str],  # Different paths; a file that is not there is nobody's copy
+) -> list[int]:  # For each, the position of the first that has the same bytes
+    "Which files are copies. Only those that pass as copies so far are looked at more closely."
+
+    def told(path: str, look: Callable[[str], Hashable]) -> Hashable:
+        try:
+            return look(path) or path
+        except (OSError, ValueError):  # Not there or not for us to read; or no name of a file
+            return path
+
+    keys = [told(path, os.path.getsize) for path in paths]
+    for look in (last_bytes, fingerprint):
+        counts = Counter(keys)
+        pairs = zip(keys, paths, strict=True)
+        keys = [(key, told(path, look)) if counts[key] > 1 else key for key, path in pairs]
+    first: dict[Hashable, int] = {}
+    return [first.setdefault(key, place) for place, key in enumerate(keys)]
+
+# %% ../nbs/00_data.ipynb #8b663ad2
+def note_twins(
+    sides: Sequence[str],  # Side of each image
+    copies: Sequence[int],  # From `same_bytes`
+) -> list[str]:  # One line, or none
+    "What is to be said about copies of files."
+    leaders = pd.Series(copies)
+    n_copies = int((leaders != leaders.index).sum())
+    leaks = int((pd.Series(sides).groupby(leaders).nunique() > 1).sum())
+    where = "all on one side of the split"
+    if leaks:
+        where = (
+            f"{leaks} of them on both sides of the split that was given; "
+            "valid='stratified' keeps them on one"
+        )
+    return [f"exact copies of another file: {n_copies}, {where}"] if n_copies else []
 
 # %% ../nbs/00_data.ipynb #f9345255
 class Options(TypedDict, total=False):
@@ -616,6 +673,28 @@ class ImageData:
         return counts.reindex(index=self.vocab, columns=sides, fill_value=0)
 
 # %% ../nbs/00_data.ipynb #a273a10a
+def usable_items(
+    items: pd.DataFrame,  # A row an image: path, label, split
+    paths: Sequence[str | Path],  # Where they came from; a `FoundFiles` knows what it left out
+    merge: Mapping[str, str] | Callable[[str], str] | None = None,  # Other names for classes
+    classes: Sequence[str] | None = None,  # The classes to keep
+    min_images: int = 1,  # Classes with fewer images are left out
+    on_bad: OnBad = "raise",  # What to do with files that are no image
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:  # Items; what is left out; what to say about it
+    "Good files of the classes that are wanted. Raises `ValueError` for fewer than two classes."
+    from petnb.sources import choose_classes
+
+    items, left_out = set_bad_aside(items, paths, on_bad)
+    notes = notes_on(list(left_out.itertuples(index=False, name=None)))
+    items, dropped = choose_classes(items, merge, classes, min_images)
+    vocab = sorted(set(items["label"]))
+    if len(vocab) < 2:
+        raise ValueError(
+            f"{len(items)} images of {len(vocab)} class {vocab}: a classifier needs 2 or more"
+        )
+    return items, left_out, notes + dropped
+
+# %% ../nbs/00_data.ipynb #4b6a7a8f
 def from_lists(
     paths: Sequence[str | Path],  # Image files
     labels: Sequence[str],  # Class of each, in the same order
@@ -635,84 +714,20 @@ def from_lists(
     **settings: Any,  # size, batch_size, workers, augment: see `Options`; source
 ) -> ImageData:
     "Build the table of images. Raises `ValueError` where there is nothing to tell apart."
-    from petnb.sources import check_sides, choose_classes, find_together, make_items, split_items
+    from petnb.sources import check_sides, find_together, make_items, split_items
 
-    items, notes = make_items(paths, labels, official, groups, columns)
-    items, left_out = set_bad_aside(items, paths, on_bad)
-    notes += notes_on(list(left_out.itertuples(index=False, name=None)))
-    items, dropped = choose_classes(items, merge, classes, min_images)
-    vocab = sorted(set(items["label"]))
-    if len(vocab) < 2:
-        raise ValueError(
-            f"{len(items)} images of {len(vocab)} class {vocab}: a classifier needs 2 or more"
-        )
+    items, repeats = make_items(paths, labels, official, groups, columns)
+    items, left_out, dropped = usable_items(items, paths, merge, classes, min_images, on_bad)
     folder = Path(root) if root else Path(os.path.commonpath([Path(p).parent for p in paths]))
-    items, found = find_together(items, groups)
-    copies = same_bytes(list(items["path"]))
+    items, together = find_together(items, groups)
+    copies, vocab = same_bytes(list(items["path"])), sorted(set(items["label"]))
     items["split"] = split_items(items, folder, valid, valid_pct, test_pct, seed, copies)
-    notes += found
-    findings = note_twins(list(items["split"]), copies)
     worries = check_sides(items, vocab)
     for worry in worries:
         warnings.warn(worry, stacklevel=3)
-    notes += dropped + worries
-    told: Any = {"notes": notes, "left_out": left_out, "findings": findings}
+    told: Any = {"notes": [*repeats, *dropped, *together, *worries], "left_out": left_out}
+    told["findings"] = note_twins(list(items["split"]), copies)
     return ImageData(items, vocab, folder, seed=seed, **told, **settings)
-
-# %% ../nbs/00_data.ipynb #de5c2552
-def last_bytes(
-    path: str,  # A file
-    n: int = 4096,  # What a disk reads at once
-) -> bytes:
-    "The end of a file, where images differ soonest: their beginnings are headers."
-    with open(path, "rb") as file:
-        file.seek(-min(n, os.path.getsize(path)), os.SEEK_END)
-        return file.read()
-
-
-def fingerprint(
-    path: str | Path,  # A file
-    size: int = 64,  # Bytes of the answer
-) -> bytes:
-    "A number that two different files do not share."
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=size).digest()
-
-# %% ../nbs/00_data.ipynb #3639d336
-def same_bytes(
-    paths: Sequence[str],  # Different paths; a file that is not there is nobody's copy
-) -> list[int]:  # For each, the position of the first that has the same bytes
-    "Which files are copies. Only those that pass as copies so far are looked at more closely."
-
-    def told(path: str, look: Callable[[str], Hashable]) -> Hashable:
-        try:
-            return look(path) or path
-        except (OSError, ValueError):  # Not there or not for us to read; or no name of a file
-            return path
-
-    keys = [told(path, os.path.getsize) for path in paths]
-    for look in (last_bytes, fingerprint):
-        counts = Counter(keys)
-        pairs = zip(keys, paths, strict=True)
-        keys = [(key, told(path, look)) if counts[key] > 1 else key for key, path in pairs]
-    first: dict[Hashable, int] = {}
-    return [first.setdefault(key, place) for place, key in enumerate(keys)]
-
-# %% ../nbs/00_data.ipynb #8b663ad2
-def note_twins(
-    sides: Sequence[str],  # Side of each image
-    copies: Sequence[int],  # From `same_bytes`
-) -> list[str]:  # One line, or none
-    "What is to be said about copies of files."
-    leaders = pd.Series(copies)
-    n_copies = int((leaders != leaders.index).sum())
-    leaks = int((pd.Series(sides).groupby(leaders).nunique() > 1).sum())
-    where = "all on one side of the split"
-    if leaks:
-        where = (
-            f"{leaks} of them on both sides of the split that was given; "
-            "valid='stratified' keeps them on one"
-        )
-    return [f"exact copies of another file: {n_copies}, {where}"] if n_copies else []
 
 # %% ../nbs/00_data.ipynb #b547d60a
 class LineBar(tqdm):  # type: ignore[type-arg]

@@ -28,11 +28,11 @@ from .data import ImageData, ImageError, cache_folder, no_bomb_warnings, open_im
 # %% auto #0
 __all__ = ['WEB_PAGE', 'BROKEN', 'ODD', 'CHANGES', 'TWINS', 'SPOILT', 'Truth', 'SIDE', 'STAMP', 'FRAMED', 'BLACK', 'WHITE',
            'BLURRED', 'TINY', 'STRETCHED', 'ALIKE', 'FLAT', 'Row', 'FEW', 'UNEVEN', 'UNKEPT', 'METHOD', 'FINDINGS',
-           'COLUMNS', 'too_many_pixels', 'redrawn', 'plant_faults', 'spoil', 'add_twin', 'mislabel', 'sharpness',
-           'Measurement', 'measure', 'count_frames', 'pulse', 'oddities', 'steps', 'similar_pairs', 'group_numbers',
-           'link_twins', 'join_twins', 'find_twins', 'named', 'find_leaks', 'find_rare', 'version_of', 'open_ledger',
-           'recall', 'remember', 'measure_all', 'duplicate_groups', 'printable', 'Checkup', 'relative', 'thumbnail',
-           'check_images', 'find_single', 'as_table']
+           'COLUMNS', 'too_many_pixels', 'redrawn', 'spoil', 'add_twin', 'mislabel', 'plant_faults', 'sharpness',
+           'pulse', 'count_frames', 'Measurement', 'measure', 'oddities', 'steps', 'similar_pairs', 'group_numbers',
+           'link_twins', 'join_twins', 'named', 'find_leaks', 'find_twins', 'find_rare', 'version_of', 'open_ledger',
+           'recall', 'remember', 'measure_all', 'duplicate_groups', 'printable', 'find_single', 'as_table', 'relative',
+           'thumbnail', 'Checkup', 'check_images']
 
 # %% ../nbs/00b_doctor.ipynb #4f5dd3d4
 WEB_PAGE = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
@@ -95,6 +95,31 @@ SPOILT = BROKEN | {fault: redrawn(change) for fault, change in ODD.items()}
 # %% ../nbs/00b_doctor.ipynb #619142b9
 from .data import PETS_PATTERN, image_files, labels_from_names
 
+
+def spoil(path: Path, fault: str, change: Callable[[bytes], bytes]) -> tuple[str, str, str, str]:
+    "Change the bytes of the file at `path`, and answer what was done."
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    return str(path), fault, f"{len(before):,} bytes before, {path.stat().st_size:,} now", ""
+
+
+def add_twin(
+    path: Path, kind: str, change: Callable[[bytes], bytes], number: int
+) -> tuple[str, str, str, str]:
+    "Put a changed copy of the file at `path` beside it, under the same breed."
+    twin = path.with_name(f"{labels_from_names([path], PETS_PATTERN)[0]}_{number}.jpg")
+    twin.write_bytes(change(path.read_bytes()))
+    return str(twin), "exact duplicate" if kind == "copied" else "near duplicate", kind, str(path)
+
+
+def mislabel(path: Path, breeds: Sequence[str], number: int) -> tuple[str, str, str, str]:
+    "Rename the file at `path` to the breed that comes next in the alphabet."
+    shown = labels_from_names([path], PETS_PATTERN)[0]
+    wrong = breeds[(breeds.index(shown) + 1) % len(breeds)]
+    renamed = path.rename(path.with_name(f"{wrong}_{number}.jpg"))
+    return str(renamed), "wrong label", f"shows a {shown}", ""
+
+# %% ../nbs/00b_doctor.ipynb #4fb96a96
 Truth = list[tuple[str, str, str, str]]  # path, fault, detail, and of a twin the original's path
 
 
@@ -121,30 +146,6 @@ def plant_faults(
         truth.append(mislabel(next(patients), breeds, 9000 + len(truth)))
     return pd.DataFrame(truth, columns=["path", "fault", "detail", "original"])
 
-# %% ../nbs/00b_doctor.ipynb #2a10fe09
-def spoil(path: Path, fault: str, change: Callable[[bytes], bytes]) -> tuple[str, str, str, str]:
-    "Change the bytes of the file at `path`, and answer what was done."
-    before = path.read_bytes()
-    path.write_bytes(change(before))
-    return str(path), fault, f"{len(before):,} bytes before, {path.stat().st_size:,} now", ""
-
-
-def add_twin(
-    path: Path, kind: str, change: Callable[[bytes], bytes], number: int
-) -> tuple[str, str, str, str]:
-    "Put a changed copy of the file at `path` beside it, under the same breed."
-    twin = path.with_name(f"{labels_from_names([path], PETS_PATTERN)[0]}_{number}.jpg")
-    twin.write_bytes(change(path.read_bytes()))
-    return str(twin), "exact duplicate" if kind == "copied" else "near duplicate", kind, str(path)
-
-
-def mislabel(path: Path, breeds: Sequence[str], number: int) -> tuple[str, str, str, str]:
-    "Rename the file at `path` to the breed that comes next in the alphabet."
-    shown = labels_from_names([path], PETS_PATTERN)[0]
-    wrong = breeds[(breeds.index(shown) + 1) % len(breeds)]
-    renamed = path.rename(path.with_name(f"{wrong}_{number}.jpg"))
-    return str(renamed), "wrong label", f"shows a {shown}", ""
-
 # %% ../nbs/00b_doctor.ipynb #0c3de5eb
 SIDE = 224  # Longer side, in pixels, at which pictures are judged: what most networks see
 
@@ -159,9 +160,37 @@ def sharpness(
 
 # %% ../nbs/00b_doctor.ipynb #007306b8
 STAMP = 17  # Side of the stamp: 16 steps from pixel to pixel
+
+
+def pulse(
+    picture: Image.Image,  # In RGB
+) -> dict[str, Any]:  # brightness, sharpness, coloured, stamp
+    "Measure a decoded picture at the size at which the network sees it."
+    colours = np.asarray(picture.resize((32, 32), Image.Resampling.BOX), dtype=int)
+    small = picture.convert("L")
+    small.thumbnail((SIDE, SIDE), reducing_gap=3.0)
+    grey = np.asarray(small)
+    return {
+        "brightness": float(grey.mean()),
+        "sharpness": sharpness(grey),
+        "coloured": bool(np.ptp(colours, axis=2).max() > 8),  # A JPEG's grey is only nearly grey
+        "stamp": small.resize((STAMP, STAMP), Image.Resampling.BOX).tobytes().hex(),
+    }
+
+# %% ../nbs/00b_doctor.ipynb #517dad24
 FRAMED = ("AVIF", "GIF", "PNG", "WEBP")  # Formats whose further frames are an animation's
 
 
+def count_frames(
+    image: Image.Image,  # An opened file
+) -> int:  # 1 for a still picture
+    "Frames of an animation, as far as they can be counted."
+    try:
+        return getattr(image, "n_frames", 1) if image.format in FRAMED else 1
+    except Exception:  # A later frame is damaged, which does no harm: the first one is used
+        return 1
+
+# %% ../nbs/00b_doctor.ipynb #cba3f8ac
 @dataclass(frozen=True)
 class Measurement:
     "What the doctor notes about one file."
@@ -197,32 +226,6 @@ def measure(
     except Exception as error:  # As in `open_image`: hostile bytes raise nearly anything
         return Measurement(reason_of(path, error))
     return Measurement(**header, content=content, **pulse(picture))
-
-# %% ../nbs/00b_doctor.ipynb #df623f50
-def count_frames(
-    image: Image.Image,  # An opened file
-) -> int:  # 1 for a still picture
-    "Frames of an animation, as far as they can be counted."
-    try:
-        return getattr(image, "n_frames", 1) if image.format in FRAMED else 1
-    except Exception:  # A later frame is damaged, which does no harm: the first one is used
-        return 1
-
-# %% ../nbs/00b_doctor.ipynb #bd9665d2
-def pulse(
-    picture: Image.Image,  # In RGB
-) -> dict[str, Any]:  # brightness, sharpness, coloured, stamp
-    "Measure a decoded picture at the size at which the network sees it."
-    colours = np.asarray(picture.resize((32, 32), Image.Resampling.BOX), dtype=int)
-    small = picture.convert("L")
-    small.thumbnail((SIDE, SIDE), reducing_gap=3.0)
-    grey = np.asarray(small)
-    return {
-        "brightness": float(grey.mean()),
-        "sharpness": sharpness(grey),
-        "coloured": bool(np.ptp(colours, axis=2).max() > 8),  # A JPEG's grey is only nearly grey
-        "stamp": small.resize((STAMP, STAMP), Image.Resampling.BOX).tobytes().hex(),
-    }
 
 # %% ../nbs/00b_doctor.ipynb #138781cc
 BLACK, WHITE = 10, 245  # Mean grey levels, from 0 to 255
@@ -300,10 +303,7 @@ def group_numbers(
         leader[high] = low
     return np.array([find(position) for position in range(n)], dtype=int)
 
-# %% ../nbs/00b_doctor.ipynb #b6151d56
-Row = tuple[int | None, str, str, int | None]  # Position, finding, reason, position of the twin
-
-
+# %% ../nbs/00b_doctor.ipynb #c71919a8
 def link_twins(
     noted: Sequence[Measurement],  # Of each picture
 ) -> tuple[list[int], list[tuple[int, int, float]]]:  # First of equal bytes; pairs that look alike
@@ -324,25 +324,10 @@ def join_twins(
     pairs = [*((i, j) for i, j, _ in near), *zip(exact, range(len(exact)), strict=True)]
     return group_numbers(len(exact), pairs)
 
-# %% ../nbs/00b_doctor.ipynb #2d76b6f5
-def find_twins(
-    items: pd.DataFrame,  # path, label and split of each
-    noted: Sequence[Measurement],  # Of each
-) -> tuple[list[Row], np.ndarray]:  # Findings, and the group of each item
-    "Exact and near duplicates, leaks across the split, and pictures under two labels."
-    exact, near = link_twins(noted)
-    rows: list[Row] = [
-        (k, "exact duplicate", f"the same bytes as {named(items, twin)}", twin)
-        for k, twin in enumerate(exact)
-        if twin != k
-    ]
-    for j, (i, correlation) in {j: (i, c) for i, j, c in reversed(near)}.items():
-        reason = f"looks like {named(items, i)}: correlation {correlation:.2f}"
-        rows.append((j, "near duplicate", reason, i))
-    groups = join_twins(exact, near)
-    return rows + find_leaks(items, groups), groups
+# %% ../nbs/00b_doctor.ipynb #b6151d56
+Row = tuple[int | None, str, str, int | None]  # Position, finding, reason, position of the twin
 
-# %% ../nbs/00b_doctor.ipynb #8e4e4cfc
+
 def named(items: pd.DataFrame, position: int) -> str:
     "The name of a file, without its folders."
     return Path(items["path"].iloc[position]).name
@@ -364,6 +349,24 @@ def find_leaks(
             reason = f"{labels[k]!r} here, {labels[members[0]]!r} as {named(items, members[0])}"
             rows.append((k, "two labels", reason, members[0]))
     return rows
+
+# %% ../nbs/00b_doctor.ipynb #2d76b6f5
+def find_twins(
+    items: pd.DataFrame,  # path, label and split of each
+    noted: Sequence[Measurement],  # Of each
+) -> tuple[list[Row], np.ndarray]:  # Findings, and the group of each item
+    "Exact and near duplicates, leaks across the split, and pictures under two labels."
+    exact, near = link_twins(noted)
+    rows: list[Row] = [
+        (k, "exact duplicate", f"the same bytes as {named(items, twin)}", twin)
+        for k, twin in enumerate(exact)
+        if twin != k
+    ]
+    for j, (i, correlation) in {j: (i, c) for i, j, c in reversed(near)}.items():
+        reason = f"looks like {named(items, i)}: correlation {correlation:.2f}"
+        rows.append((j, "near duplicate", reason, i))
+    groups = join_twins(exact, near)
+    return rows + find_leaks(items, groups), groups
 
 # %% ../nbs/00b_doctor.ipynb #291cefe9
 FEW = 10  # Images of a class
@@ -500,6 +503,61 @@ def printable(text: Any) -> str:
     "Text that can be shown anywhere: bytes of a name that are no characters become escapes."
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
+# %% ../nbs/00b_doctor.ipynb #3deb6ad9
+def find_single(
+    noted: Sequence[Measurement],  # Of each item
+) -> list[Row]:
+    "Findings that concern one file alone."
+    rows: list[Row] = []
+    readable = [k for k, one in enumerate(noted) if not one.reason]
+    for k, one in enumerate(noted):
+        if one.reason:
+            kind = "too large" if one.reason.startswith("too large") else "cannot be decoded"
+            rows.append((k, kind, one.reason, None))
+    for k in readable:
+        rows += [(k, finding, reason, None) for finding, reason in oddities(noted[k]).items()]
+    plain = {"nearly black", "nearly white"}
+    grey = [k for k in readable if not noted[k].coloured and not plain & oddities(noted[k]).keys()]
+    if len(grey) < len(readable) / 2:  # Where most are grey, grey is not odd
+        rows += [(k, "grey", "no pixel has a colour", None) for k in grey]
+    return rows
+
+# %% ../nbs/00b_doctor.ipynb #d70c8a85
+def as_table(
+    items: pd.DataFrame,  # path and label of each
+    rows: Iterable[Row],  # Findings by position
+    left_out: pd.DataFrame,  # path and reason of what was left out when the data were built
+) -> pd.DataFrame:  # The columns are COLUMNS
+    "Findings with paths instead of positions, and what will happen."
+    paths, labels = [*items["path"], ""], [*items["label"], ""]  # The last is for no file
+    cells = [
+        (paths[-1 if k is None else k], labels[-1 if k is None else k], finding, reason,
+         FINDINGS[finding], paths[-1 if twin is None else twin])
+        for k, finding, reason, twin in rows
+    ]  # fmt: skip
+    for path, reason in left_out.itertuples(index=False, name=None):
+        cells.append((path, "", "left out", reason, FINDINGS["left out"], ""))
+    table = pd.DataFrame(cells, columns=COLUMNS, dtype=object)
+    order = {finding: place for place, finding in enumerate(FINDINGS)}
+    table = table.sort_values("finding", key=lambda column: column.map(order), kind="stable")
+    return table.reset_index(drop=True)
+
+# %% ../nbs/00b_doctor.ipynb #a720fbea
+def relative(path: str, root: Path) -> str:
+    "The path below `root`, if it lies there."
+    inside = path and Path(path).is_relative_to(root)
+    return Path(path).relative_to(root).as_posix() if inside else path
+
+
+def thumbnail(path: str) -> Image.Image:
+    "A small picture of the file; a grey square if it cannot be decoded."
+    try:
+        picture = open_image(path, at_least=SIDE)
+    except (OSError, ValueError):
+        picture = Image.new("RGB", (SIDE, SIDE), "#cccccc")
+    picture.thumbnail((SIDE, SIDE))
+    return picture
+
 # %% ../nbs/00b_doctor.ipynb #d264699b
 from .data import show_images
 
@@ -559,22 +617,6 @@ class Checkup:
         listed = self.shown().drop(columns="what will happen").to_html(index=False, escape=True)
         return counts.to_html(escape=True) + told + listed + more
 
-# %% ../nbs/00b_doctor.ipynb #a720fbea
-def relative(path: str, root: Path) -> str:
-    "The path below `root`, if it lies there."
-    inside = path and Path(path).is_relative_to(root)
-    return Path(path).relative_to(root).as_posix() if inside else path
-
-
-def thumbnail(path: str) -> Image.Image:
-    "A small picture of the file; a grey square if it cannot be decoded."
-    try:
-        picture = open_image(path, at_least=SIDE)
-    except (OSError, ValueError):
-        picture = Image.new("RGB", (SIDE, SIDE), "#cccccc")
-    picture.thumbnail((SIDE, SIDE))
-    return picture
-
 # %% ../nbs/00b_doctor.ipynb #28870386
 def check_images(
     data: ImageData,  # Any data
@@ -587,54 +629,6 @@ def check_images(
     noted = [by_path[path] for path in items["path"]]
     twins, groups = find_twins(items, noted)
     rows = [*find_single(noted), *twins, *find_rare(items["label"])]
-    table = as_table(items, rows)
-    left_out = [
-        {"path": path, "finding": "left out", "reason": reason}
-        for path, reason in data.left_out.itertuples(index=False, name=None)
-    ]
-    table = pd.concat([table, pd.DataFrame(left_out, columns=COLUMNS)], ignore_index=True).fillna(
-        ""
-    )
-    table["what will happen"] = table["finding"].map(FINDINGS)
-    order = {finding: place for place, finding in enumerate(FINDINGS)}
-    table = table.sort_values("finding", key=lambda column: column.map(order), kind="stable")
+    table = as_table(items, rows, data.left_out)
     notes = [f"{len(items)} images were looked at", *([trouble] if trouble else [])]
-    return Checkup(table.reset_index(drop=True), pd.Series(groups, name="group"), data.root, notes)
-
-# %% ../nbs/00b_doctor.ipynb #3deb6ad9
-def find_single(
-    noted: Sequence[Measurement],  # Of each item
-) -> list[Row]:
-    "Findings that concern one file alone."
-    rows: list[Row] = []
-    readable = [k for k, one in enumerate(noted) if not one.reason]
-    for k, one in enumerate(noted):
-        if one.reason:
-            kind = "too large" if one.reason.startswith("too large") else "cannot be decoded"
-            rows.append((k, kind, one.reason, None))
-    for k in readable:
-        rows += [(k, finding, reason, None) for finding, reason in oddities(noted[k]).items()]
-    plain = {"nearly black", "nearly white"}
-    grey = [k for k in readable if not noted[k].coloured and not plain & oddities(noted[k]).keys()]
-    if len(grey) < len(readable) / 2:  # Where most are grey, grey is not odd
-        rows += [(k, "grey", "no pixel has a colour", None) for k in grey]
-    return rows
-
-# %% ../nbs/00b_doctor.ipynb #5126258d
-def as_table(
-    items: pd.DataFrame,  # path and label of each
-    rows: Iterable[Row],  # Findings by position
-) -> pd.DataFrame:
-    "Findings with paths instead of positions."
-    paths, labels = list(items["path"]), list(items["label"])
-    table = [
-        {
-            "path": "" if k is None else paths[k],
-            "label": "" if k is None else labels[k],
-            "finding": finding,
-            "reason": reason,
-            "twin": "" if twin is None else paths[twin],
-        }
-        for k, finding, reason, twin in rows
-    ]
-    return pd.DataFrame(table, columns=COLUMNS, dtype=object)
+    return Checkup(table, pd.Series(groups, name="group"), data.root, notes)

@@ -82,7 +82,7 @@ def checksum(
             file, lambda: hashlib.new(kind, usedforsecurity=False)
         ).hexdigest()
 
-
+# %% ../nbs/00d_downloads.ipynb #d9ab593c
 def is_announced(
     path: Path,  # A file
     sha256: str | None,  # Its checksums, as they were announced

@@ -27,9 +27,9 @@ __all__ = ['SIDES', 'TRUTH', 'DUPLICATES', 'SAME', 'SIDE_FOLDERS', 'DELETE', 'NO
            'from_function', 'group_names', 'wants_duplicates', 'find_together', 'without_repeats', 'check_lists',
            'make_items', 'merged', 'choose_classes', 'deal_originals', 'mark_copies', 'deal_piles', 'fold_numbers',
            'hold_out_groups', 'side_folder', 'by_folder', 'k_fold', 'by_file', 'by_indices', 'hold_out_images',
-           'hold_out_any_groups', 'hold_out', 'as_splitter', 'below', 'official_sides', 'split_items', 'class_folders',
-           'from_folder', 'check_sides', 'subset', 'find_edited', 'judge_label', 'check_edits', 'apply_edits',
-           'notes_on_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
+           'hold_out_any_groups', 'hold_out', 'as_splitter', 'below', 'official_sides', 'check_shares', 'split_items',
+           'class_folders', 'from_folder', 'check_sides', 'subset', 'find_edited', 'judge_label', 'check_edits',
+           'apply_edits', 'notes_on_edits', 'relabel', 'safe_cell', 'to_csv', 'summary_html']
 
 # %% ../nbs/00c_sources.ipynb #f9280028
 def read_table(
@@ -610,6 +610,18 @@ def official_sides(
     return list(items["split"])
 
 # %% ../nbs/00c_sources.ipynb #c3dd19fa
+def check_shares(
+    valid: object,  # What `valid=` was given; only a name goes by shares
+    valid_pct: float,  # Share of all images that is held out
+    test_pct: float,  # Share of all images for the last test
+) -> None:
+    "Raise `ValueError` if nothing would be left to learn from."
+    if not 0 <= test_pct < 1 - (valid_pct if isinstance(valid, str) else 0):
+        raise ValueError(
+            f"test_pct {test_pct} and valid_pct {valid_pct} leave nothing to learn from"
+        )
+
+# %% ../nbs/00c_sources.ipynb #e17f879b
 def split_items(
     items: pd.DataFrame,  # From `make_items`
     root: str | Path,  # Splitters see paths relative to it
@@ -620,10 +632,7 @@ def split_items(
     copies: Sequence[int] | None = None,  # Of each, the first with the same bytes; None: no copies
 ) -> list[str]:  # "train", "valid" or "test" for each image
     "Choose the side of each image. Raises `ValueError` for a side that is none."
-    if not 0 <= test_pct < 1 - (valid_pct if isinstance(valid, str) else 0):
-        raise ValueError(
-            f"test_pct {test_pct} and valid_pct {valid_pct} leave nothing to learn from"
-        )
+    check_shares(valid, valid_pct, test_pct)
     items = mark_copies(items, copies)
     sides = np.full(len(items), "train", dtype=object)
     if test_pct:

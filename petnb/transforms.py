@@ -33,12 +33,12 @@ from torchvision.transforms.v2 import functional as F
 from .data import ImageData, available_cores, open_image, show_images
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform', 'RandomLight',
-           'relight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads', 'on_all_cores',
-           'make_views', 'ImageDataset', 'file_version', 'EpochBatches', 'turns', 'BalancedBatches',
-           'WorkerKilledError', 'explained', 'ImageLoader', 'explain_signals', 'default_workers', 'ignore_ctrl_c',
-           'training_transform', 'make_loader', 'choose_batches', 'epoch_batches', 'show_batch', 'Normalize',
-           'show_tensors']
+__all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform', 'relight',
+           'RandomLight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads',
+           'on_all_cores', 'make_views', 'file_version', 'DecodedImages', 'ImageDataset', 'EpochBatches', 'turns',
+           'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader', 'default_workers',
+           'ignore_ctrl_c', 'training_transform', 'choose_batches', 'make_loader', 'epoch_batches', 'show_batch',
+           'Normalize', 'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #2187e142
 class View(v2.Transform, ABC):  # type: ignore[misc]
@@ -65,9 +65,6 @@ class View(v2.Transform, ABC):  # type: ignore[misc]
         return self.apply(pixels, self.draw(pixels))
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
-CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
-
-
 class MiddleView(View):
     "The square in the middle of the image, scaled."
 
@@ -85,6 +82,9 @@ class MiddleView(View):
         middle: Tensor = F.center_crop(scaled, [self.size])
         return middle
 
+# %% ../nbs/01_transforms.ipynb #ebe85f06
+CROP_PCT = 0.875  # Share of the shorter side that is kept for checking: 224 of 256
+
 
 def valid_transform(
     size: int,  # Side of the square, in pixels
@@ -98,6 +98,22 @@ def valid_transform(
 GREY = (0.2989, 0.587, 0.114)  # Weights of red, green and blue (ITU-R BT.601)
 
 
+def relight(
+    image: Tensor,  # Bytes, 3 x h x w
+    brightness: float = 1.0,  # Factor of every pixel
+    contrast: float = 1.0,  # Factor of its distance to the mean grey
+    saturation: float = 1.0,  # Factor of its distance to its own grey
+) -> Tensor:  # Bytes, 3 x h x w
+    "The three as one matrix, after which numbers are rounded and cut to bytes."
+    grey = torch.tensor(GREY)
+    matrix = saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3)
+    pixels = image.reshape(3, -1).float()
+    mean_grey = float(grey @ pixels.mean(1))
+    added = (1 - contrast) * brightness * mean_grey
+    found = torch.addmm(torch.tensor(added + 0.5), brightness * contrast * matrix, pixels)
+    return found.clamp_(0, 255).to(torch.int16).byte().view(image.shape)  # Quicker by way of int16
+
+# %% ../nbs/01_transforms.ipynb #1ee2d45f
 class RandomLight(v2.Transform):  # type: ignore[misc]
     "Another brightness, contrast and saturation for each image."
 
@@ -117,22 +133,6 @@ class RandomLight(v2.Transform):  # type: ignore[misc]
 
     def transform(self, inpt: Any, params: dict[str, float]) -> Any:
         return relight(inpt, **params) if isinstance(inpt, Tensor) else inpt
-
-
-def relight(
-    image: Tensor,  # Bytes, 3 x h x w
-    brightness: float = 1.0,  # Factor of every pixel
-    contrast: float = 1.0,  # Factor of its distance to the mean grey
-    saturation: float = 1.0,  # Factor of its distance to its own grey
-) -> Tensor:  # Bytes, 3 x h x w
-    "The three as one matrix, after which numbers are rounded and cut to bytes."
-    grey = torch.tensor(GREY)
-    matrix = saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3)
-    pixels = image.reshape(3, -1).float()
-    mean_grey = float(grey @ pixels.mean(1))
-    added = (1 - contrast) * brightness * mean_grey
-    found = torch.addmm(torch.tensor(added + 0.5), brightness * contrast * matrix, pixels)
-    return found.clamp_(0, 255).to(torch.int16).byte().view(image.shape)  # Quicker by way of int16
 
 # %% ../nbs/01_transforms.ipynb #943db0b2
 class RandomView(View):
@@ -159,7 +159,7 @@ class RandomView(View):
         view = F.resized_crop(image, size=list(self.cut.size), **place, **way)
         return relight(F.horizontal_flip(view) if mirrored else view, **light)
 
-
+# %% ../nbs/01_transforms.ipynb #49c3015c
 def train_transform(
     size: int,  # Side of the square, in pixels
     scale: tuple[float, float] = (0.35, 1.0),  # Share of the area that is cut out
@@ -183,7 +183,7 @@ def decoding_threads() -> int:
     alone = torch.utils.data.get_worker_info() is None
     return available_cores() if alone else 1
 
-
+# %% ../nbs/01_transforms.ipynb #fbd20dd2
 @cache
 def kept_threads(
     n: int,  # How many
@@ -198,7 +198,7 @@ def kept_threads(
 
     return ThreadPoolExecutor(n, initializer=alone)
 
-
+# %% ../nbs/01_transforms.ipynb #65a16fec
 T = TypeVar("T")
 AT_ONCE = 4  # Pieces of work that a thread takes, since each handing over costs some microseconds
 
@@ -230,35 +230,26 @@ def make_views(
             found.append(first(image))
     return on_all_cores(transform.apply, images, found) if isinstance(transform, View) else found
 
+# %% ../nbs/01_transforms.ipynb #b7e853a0
+def file_version(
+    path: str,  # An existing file
+) -> tuple[int, int]:  # Bytes, and nanoseconds of the last change
+    "What changes when a file does."
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
 # %% ../nbs/01_transforms.ipynb #a7431fb8
-class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    "Decoded and transformed images; asked for by (epoch, index)."
+class DecodedImages:
+    "The pixels of image files, kept in memory as far as there is room."
 
     def __init__(
         self,
         paths: Sequence[str],  # Image files
-        targets: Sequence[int],  # Class of each, as a position in the vocabulary
-        transform: v2.Transform,  # From bytes, 3 x h x w, to bytes of one size
-        seed: int,  # The data's seed
         at_least: int | None = None,  # Larger JPEGs are decoded small, down to this; None: never
         cache_bytes: int = 0,  # Memory for decoded images, in each process that loads
     ):
-        self.paths, self.targets = list(paths), list(targets)
-        self.transform, self.seed, self.at_least = transform, seed, at_least
-        self.room, self.decoded = cache_bytes, dict[int, tuple[tuple[int, int], Tensor]]()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
-        "A whole batch at once, which is how a loader asks."
-        images = self.pixels([index for _, index in keys])
-        views = make_views(self.transform, images, [view_seed(self.seed, *key) for key in keys])
-        targets = torch.tensor([self.targets[index] for _, index in keys])
-        return list(zip(views, targets, strict=True))
+        self.paths, self.at_least, self.room = list(paths), at_least, cache_bytes
+        self.decoded = dict[int, tuple[tuple[int, int], Tensor]]()
 
     def pixels(self, indices: Sequence[int]) -> list[Tensor]:
         "Bytes, 3 x h x w each; decoded anew only if a file has changed or there was no room."
@@ -287,19 +278,40 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             self.decoded[index] = version, image
             self.room -= image.nbytes
 
+# %% ../nbs/01_transforms.ipynb #e61a421d
+class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
+    "Decoded and transformed images; asked for by (epoch, index)."
+
+    def __init__(
+        self,
+        paths: Sequence[str],  # Image files
+        targets: Sequence[int],  # Class of each, as a position in the vocabulary
+        transform: v2.Transform,  # From bytes, 3 x h x w, to bytes of one size
+        seed: int,  # The data's seed
+        at_least: int | None = None,  # Larger JPEGs are decoded small, down to this; None: never
+        cache_bytes: int = 0,  # Memory for decoded images, in each process that loads
+    ):
+        super().__init__(paths, at_least, cache_bytes)
+        self.targets, self.transform, self.seed = list(targets), transform, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        "A whole batch at once, which is how a loader asks."
+        images = self.pixels([index for _, index in keys])
+        views = make_views(self.transform, images, [view_seed(self.seed, *key) for key in keys])
+        targets = torch.tensor([self.targets[index] for _, index in keys])
+        return list(zip(views, targets, strict=True))
+
     def fingerprint(self) -> str:
         "A hash of all that the views depend on: files, their sizes and times, transform and seed."
         files = [(path, file_version(path)) for path in self.paths]
         told = repr((files, self.targets, self.transform, self.seed))
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-
-
-def file_version(
-    path: str,  # An existing file
-) -> tuple[int, int]:  # Bytes, and nanoseconds of the last change
-    "What changes when a file does."
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 # %% ../nbs/01_transforms.ipynb #5da9001b
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -434,7 +446,16 @@ def explained() -> Iterator[None]:
             raise
         raise WorkerKilledError(HELP.format(str(error).strip(" ."))) from error
 
-# %% ../nbs/01_transforms.ipynb #d8467803
+# %% ../nbs/01_transforms.ipynb #65aab2d9
+def explain_signals() -> None:
+    "Explain also what PyTorch says when the system signals the end of one of its processes."
+    number = getattr(signal, "SIGCHLD", None)
+    handler: Any = signal.getsignal(number) if number else None
+    ours = hasattr(handler, "__wrapped__") or not callable(handler)
+    if not ours and threading.current_thread() is threading.main_thread():
+        signal.signal(number, explained()(handler))  # type: ignore[arg-type]
+
+# %% ../nbs/01_transforms.ipynb #59057747
 class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
     "PyTorch's loader, which explains the death of a worker and can be walked through again."
 
@@ -471,16 +492,7 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
         workers = getattr(self._iterator, "_workers", [])
         return [worker.pid for worker in workers if not worker.is_alive()]
 
-
-def explain_signals() -> None:
-    "Explain also what PyTorch says when the system signals the end of one of its processes."
-    number = getattr(signal, "SIGCHLD", None)
-    handler: Any = signal.getsignal(number) if number else None
-    ours = hasattr(handler, "__wrapped__") or not callable(handler)
-    if not ours and threading.current_thread() is threading.main_thread():
-        signal.signal(number, explained()(handler))  # type: ignore[arg-type]
-
-# %% ../nbs/01_transforms.ipynb #65aab2d9
+# %% ../nbs/01_transforms.ipynb #968f2449
 def default_workers() -> int:
     "Half the cores, at most 8; none on up to two cores, or where a process cannot fork."
     cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # Of torchrun: 03d
@@ -493,7 +505,7 @@ def ignore_ctrl_c(
     "Ctrl-C reaches every process, but only the one that trains is to end its work and say so."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-
+# %% ../nbs/01_transforms.ipynb #a26ced80
 def training_transform(
     data: ImageData,  # Its `augment` is a name, a transform or None
 ) -> v2.Transform:  # From a PIL image or its bytes to uint8, 3 x size x size
@@ -504,7 +516,19 @@ def training_transform(
 
     return choose_augmentation(data.augment, data.size)
 
+# %% ../nbs/01_transforms.ipynb #33094642
+def choose_batches(
+    data: ImageData,  # Its settings count
+    targets: Sequence[int],  # Class of each image
+    split: str,  # Side of the split
+    shuffle: bool,  # A new order each epoch
+) -> EpochBatches:
+    "By class if the data are to be balanced and this is for learning, otherwise as they come."
+    if data.balance and shuffle and split == "train":
+        return BalancedBatches(targets, data.batch_size, data.seed)
+    return EpochBatches(len(targets), data.batch_size, shuffle, data.seed)
 
+# %% ../nbs/01_transforms.ipynb #633eefe3
 def make_loader(
     data: ImageData,  # Items, vocabulary and settings
     split: str,  # Side of the split: "train" or "valid"
@@ -531,19 +555,7 @@ def make_loader(
         generator=torch.Generator().manual_seed(data.seed),
     )
 
-
-def choose_batches(
-    data: ImageData,  # Its settings count
-    targets: Sequence[int],  # Class of each image
-    split: str,  # Side of the split
-    shuffle: bool,  # A new order each epoch
-) -> EpochBatches:
-    "By class if the data are to be balanced and this is for learning, otherwise as they come."
-    if data.balance and shuffle and split == "train":
-        return BalancedBatches(targets, data.batch_size, data.seed)
-    return EpochBatches(len(targets), data.batch_size, shuffle, data.seed)
-
-
+# %% ../nbs/01_transforms.ipynb #bae4bd0d
 def epoch_batches(
     loader: DataLoader[tuple[Tensor, Tensor]],  # A loader that `make_loader` made
 ) -> EpochBatches:  # Its batches, to choose an epoch or to ask for an order

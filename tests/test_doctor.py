@@ -399,6 +399,17 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         assert "too large: 10000 x 10000" in reason(path)
 
 
+def test_a_bomb_that_pillow_refuses_by_itself_is_too_large_and_not_damaged(tmp_path: Path) -> None:
+    """Over twice the cap Pillow raises an error of its own while it reads the header."""
+    root = two_classes(tmp_path)
+    (root / "pug" / "bomb.pgm.png").write_bytes(b"P5 20000 20000 255\n")
+    assert reason(root / "pug" / "bomb.pgm.png").startswith("too large: over twice the cap of 89,4")
+    checkup = ImageData.from_folder(root, on_bad="ignore").check()
+    assert ("bomb.pgm.png", "too large") in findings(checkup)
+    with pytest.raises(ValueError, match="too large: over twice the cap"):
+        ImageData.from_folder(root)
+
+
 def test_the_cap_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = two_classes(tmp_path)
     data = ImageData.from_folder(root)

@@ -14,10 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import v2
 
 from petnb.data import ImageData
 from petnb.learner import Callback, Fit, Learner, vision_learner
-from petnb.transforms import BalancedBatches, WorkerKilledError, epoch_batches, make_loader
+from petnb.transforms import (
+    BalancedBatches,
+    WorkerKilledError,
+    decoding_threads,
+    epoch_batches,
+    make_loader,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +66,28 @@ def test_a_batch_is_its_images(data: ImageData) -> None:
         assert torch.equal(image, same_image)
         assert torch.equal(target, same_target)
     assert not torch.equal(at_once[1][0], at_once[2][0])
+
+
+class Confess(v2.Transform):  # type: ignore[misc]
+    """A view that says which process made it, and with how many threads of each kind."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        told = [os.getpid(), torch.get_num_threads(), decoding_threads()]
+        return torch.tensor(told)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_stay_and_take_one_core_each(data: ImageData) -> None:
+    loader = replace(data, workers=2).train
+    loader.dataset.transform = Confess()  # type: ignore[attr-defined]
+    told = []
+    for _ in range(3):  # Epochs
+        told.append(torch.cat([batch for batch, _ in loader]))
+    processes = [set(epoch[:, 0].tolist()) for epoch in told]
+    assert processes[0] == processes[1] == processes[2]
+    assert len(processes[0]) == 2
+    assert os.getpid() not in processes[0]
+    assert (torch.cat(told)[:, 1:] == 1).all()
 
 
 # -- Each class equally often -------------------------------------------------------------------
