@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,21 @@ html:not(.quarto-dark) { --bs-link-color: #1b66b8; --bs-link-color-rgb: 27, 102,
 html:not(.quarto-dark) :is(main a, a code, .breadcrumb a, .active, .active span) {
   color: #1b66b8;
 }
-/* Room for code of nearly 100 columns and for tables of many, at a laptop's width */
+/* Room for code of 100 columns and for tables of many, at a laptop's width */
 #quarto-content {
-  --sd-body-width: 860px; --sd-sidebar-width: 215px; --sd-margin-width: 195px; --sd-gap: 1.5rem;
+  --sd-body-width: 860px; --sd-sidebar-width: 205px; --sd-margin-width: 180px; --sd-gap: 1.5rem;
 }
-main pre, main pre code { font-size: 0.78rem; }
+main pre, main pre code { font-size: 0.75rem; }
+main pre.sourceCode { padding-inline: 0.7rem; }
+main .sentences, main .sentences code { white-space: pre-wrap; }
 main table :is(td, th) { font-size: 0.9rem; }
+/* Tables among the outputs: a heading stands above its column, and apart from the next one */
+main .cell-output-display table :is(td, th) {
+  padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; vertical-align: top !important;
+  font-size: 0.85rem; font-variant-numeric: tabular-nums;
+}
+main .cell-output-display table, main .cell-output-display table * { border: none; }
+main .cell-output-display table tr { border-bottom: 1px solid #8884; }
 .reference main pre code { white-space: pre-wrap; }
 .quarto-dark .smalldocs-search input { background: #333; border-color: #666; color: #eee; }
 .quarto-dark .smalldocs-search input::placeholder { color: #bbb; }
@@ -59,11 +69,14 @@ math[display="block"] {
 """
 
 LIVE = "explorer_live.html"
+TUTORIALS = ["the_pets_article", "your_own_photographs", "cleaning_labels", "choosing_a_backbone",
+             "when_it_goes_wrong", "from_fastai"]  # fmt: skip
 # Names for the places of a page, by which those who do not see it move, and keys for what opens
 PLACES = [
     ('<nav class="navbar', '<nav aria-label="Site" class="navbar'),
     ('<nav class="quarto-secondary-nav', '<nav aria-label="Page" class="quarto-secondary-nav'),
     ('<nav id="quarto-sidebar"', '<nav aria-label="Contents" id="quarto-sidebar"'),
+    ('<nav class="page-navigation"', '<nav aria-label="Before and after" class="page-navigation"'),
     ('<nav id="TOC"', '<nav aria-label="On this page" id="TOC"'),
     ('title-breadcrumbs d-none d-lg-block" aria-label="breadcrumb"',
      'title-breadcrumbs d-none d-lg-block" aria-label="Where this page is"'),
@@ -75,6 +88,12 @@ CODE = re.compile(
 )
 OWNERS = {"data": "ImageData", "learn": "Learner", "interp": "Interpretation",
           "predictor": "Predictor", "recorder": "Recorder"}  # fmt: skip
+# A message wraps where it would leave a laptop's page; what stands in columns does not
+OUTPUT = re.compile(
+    r'(?P<before><div class="cell-output[^"]*">\n<pre)(?P<text>><code>(?P<lines>.*?)</code>)',
+    re.DOTALL,
+)
+COLUMNS = 100
 SECTION = re.compile(r'data-bs-target="(#quarto-sidebar-section-\d+)" role="navigation"')
 # What scrolls can be reached, and scrolled, by keys
 KEYS = """<script>
@@ -132,6 +151,13 @@ def stage_markdown(staged: Path, git_url: str) -> None:
         path.write_text(LINK.sub(target, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def wrapped(found: re.Match[str]) -> str:
+    """Return the output that was `found`; if it has a long line, named as sentences."""
+    longest = max(len(line) for line in unescape(found["lines"]).split("\n"))
+    name = ' class="sentences"' if longest > COLUMNS else ""
+    return f"{found['before']}{name}{found['text']}"
+
+
 def finish(page: str, symbols: dict[str, str], root: str) -> str:
     """Return the HTML of a page, usable without eyes and without a mouse, with names as links.
 
@@ -150,6 +176,7 @@ def finish(page: str, symbols: dict[str, str], root: str) -> str:
             return f'<a href="{root}{symbols[name]}">{found[0]}</a>'
         return found[0]
 
+    page = OUTPUT.sub(wrapped, page)
     before, main, after = page.partition("<main")
     return before + main + CODE.sub(link, after).replace("</body>", KEYS)
 
@@ -170,20 +197,25 @@ def numbered(path: Path) -> dict[str, str]:
     return {"text": f"{path.name.partition('_')[0]} {title}", "href": path.name}
 
 
+def place(path: Path) -> int:
+    """Return where the tutorial at `path` stands: what a newcomer needs first comes first."""
+    return TUTORIALS.index(path.stem) if path.stem in TUTORIALS else len(TUTORIALS)
+
+
 def project(settings: Any, staged: Path) -> dict[str, Any]:
     """Return what smalldocs should know, in the form of a `_quarto.yml`."""
     chapters = [numbered(path) for path in sorted(staged.glob("[0-9]*.ipynb"))]
     sidebar: list[Any] = [
         {"text": "Home", "href": "index.ipynb"},
+        {"text": "Getting started", "href": "index.ipynb#try-it"},
         {"text": "Try the explorer", "href": "try_the_explorer.md"},
         {"section": "Chapters", "contents": chapters},
     ]
     for title, name in (("Tutorials", "tutorials"), ("How to", "how_to")):
-        pages = sorted(
-            path.relative_to(staged).as_posix() for path in (staged / name).glob("*.ipynb")
-        )
-        if pages:
-            sidebar.insert(-1, {"section": title, "contents": pages})
+        pages = sorted((staged / name).glob("*.ipynb"), key=lambda path: (place(path), path))
+        names = [path.relative_to(staged).as_posix() for path in pages]
+        if names:
+            sidebar.insert(-1, {"section": title, "contents": names})
     if (staged / "what_happens_when.ipynb").exists():
         sidebar.append("what_happens_when.ipynb")
     measured = sorted(
@@ -210,6 +242,7 @@ def project(settings: Any, staged: Path) -> dict[str, Any]:
             "repo-url": settings.git_url,
             "navbar": {"search": True},
             "llms-txt": True,
+            "page-navigation": True,
             "sidebar": {"style": "floating", "contents": sidebar},
         },
         "smalldocs": {
