@@ -133,6 +133,16 @@ def test_mathematics_is_there_without_a_script(site: tuple[Path, str]) -> None:
     assert not re.search("katex|mathjax", text, re.I)
 
 
+def test_no_command_of_latex_is_left_in_the_mathematics(pages: dict[Path, Page]) -> None:
+    formulas = [
+        formula
+        for path in pages
+        for formula in re.findall("<math.*?</math>", path.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    assert len(formulas) > 100
+    assert not [formula for formula in formulas if "\\" in formula]
+
+
 needs_browser = pytest.mark.skipif(
     chromium() is None, reason="neither Chromium nor Chrome on the path"
 )

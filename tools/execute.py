@@ -76,6 +76,7 @@ def execute(path: Path, flags: set[str]) -> None:
         notebook,
         kernel_name="python3",
         timeout=None,
+        coalesce_streams=True,
         record_timing=False,
         store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},

@@ -21,6 +21,7 @@ from typing import Any
 import nbformat
 import yaml
 from latex2mathml.converter import convert
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbdev.config import get_config
 
 HIDDEN = re.compile(r"^#\| *(hide|default_exp\b.*) *$", re.MULTILINE)
@@ -30,6 +31,9 @@ MATH = re.compile(
     r"(?P<code>^```.*?^```|`+[^`\n]+`+)|\$\$(?P<display>.+?)\$\$|(?<![\\\w$])\$(?P<inline>[^$\s](?:[^$\n]|\n(?!\n))*?)\$",
     re.MULTILINE | re.DOTALL,
 )
+# What latex2mathml makes a letter: functions, which keep apart from what follows, and signs
+FUNCTION = re.compile(r"<mi>\\?(arg|cos|exp|ln|log|sin)</mi>(?!<mo stretchy)")
+SIGNS = {"<mi>&#x000B1;</mi>": "<mo>&#x000B1;</mo>", "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>"}
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)(?:\.\./)*([^)]+)\)")
 # Themes fetch their fonts from another host; without, the reader's own are used
 IMPORT = re.compile(r"""@import\s*(?:url\()?["']?https?:[^"')]*["']?\)?\s*;""")
@@ -45,7 +49,7 @@ html:not(.quarto-dark) :is(main a, a code, .breadcrumb a, .active, .active span)
 }
 main pre, main pre code { font-size: 0.75rem; }
 main pre.sourceCode { padding-inline: 0.7rem; }
-main .sentences, main .sentences code { white-space: pre-wrap; }
+main pre .sentences { white-space: pre-wrap; }
 main table :is(td, th) { font-size: 0.9rem; }
 /* Tables among the outputs: a heading stands above its column, and apart from the next one */
 main .cell-output-display table :is(td, th) {
@@ -63,6 +67,10 @@ main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
 main table { display: block; }
 main code, main h1, main h2, main h3, main h4 { overflow-wrap: anywhere; }
 iframe.live { width: 100%; height: 60rem; border: 1px solid #8884; border-radius: 4px; }
+/* Fonts that know mathematics: of Windows, of macOS, of TeX, of Linux */
+math {
+  font-family: "Cambria Math", "STIX Two Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math;
+}
 math[display="block"] {
   overflow-x: auto; overflow-y: hidden; max-width: 100%; padding: 0.4em 0 1em;
 }
@@ -88,11 +96,8 @@ CODE = re.compile(
 )
 OWNERS = {"data": "ImageData", "learn": "Learner", "interp": "Interpretation",
           "predictor": "Predictor", "recorder": "Recorder"}  # fmt: skip
-# A message wraps where it would leave a laptop's page; what stands in columns does not
-OUTPUT = re.compile(
-    r'(?P<before><div class="cell-output[^"]*">\n<pre)(?P<text>><code>(?P<lines>.*?)</code>)',
-    re.DOTALL,
-)
+# A message wraps where it would leave a laptop's page; code does not
+TEXT = re.compile(r'(<pre[^>]*><code)(?: class="sourceCode ")?>(.*?)</code>', re.DOTALL)
 COLUMNS = 100
 SECTION = re.compile(r'data-bs-target="(#quarto-sidebar-section-\d+)" role="navigation"')
 # What scrolls can be reached, and scrolled, by keys
@@ -110,16 +115,22 @@ def mathml(found: re.Match[str]) -> str:
     if found["code"]:
         return found[0]
     if found["display"]:
-        return f"\n\n```{{=html}}\n{convert(found['display'].strip(), display='block')}\n```\n\n"
-    return convert(" ".join(found["inline"].split()))
+        formula = convert(found["display"].strip(), display="block")
+    else:
+        formula = convert(" ".join(found["inline"].split()))
+    formula = FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', formula)
+    for letter, sign in SIGNS.items():
+        formula = formula.replace(letter, sign)
+    return f"\n\n```{{=html}}\n{formula}\n```\n\n" if found["display"] else formula
 
 
 def stage(path: Path, git_url: str) -> None:
     """Leave in the notebook at `path` what the site shows."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook, streams = nbformat.read(path, as_version=4), CoalesceStreamsPreprocessor()
     notebook.cells = [cell for cell in notebook.cells if not HIDDEN.search(cell.source)]
     for cell in notebook.cells:
         cell.source = HIDE_INPUT.sub("#| echo: false", cell.source)
+        streams.preprocess_cell(cell, {}, 0)  # What is printed in pieces is one output
         if cell.cell_type == "markdown":
             source = cell.source.replace(
                 "(../CONTRIBUTING.md)", f"({git_url}/blob/main/CONTRIBUTING.md)"
@@ -152,10 +163,9 @@ def stage_markdown(staged: Path, git_url: str) -> None:
 
 
 def wrapped(found: re.Match[str]) -> str:
-    """Return the output that was `found`; if it has a long line, named as sentences."""
-    longest = max(len(line) for line in unescape(found["lines"]).split("\n"))
-    name = ' class="sentences"' if longest > COLUMNS else ""
-    return f"{found['before']}{name}{found['text']}"
+    """Return the text that was `found`; if it has a long line, named as sentences."""
+    longest = max(len(line) for line in unescape(found[2]).split("\n"))
+    return f'{found[1]} class="sentences">{found[2]}</code>' if longest > COLUMNS else found[0]
 
 
 def finish(page: str, symbols: dict[str, str], root: str) -> str:
@@ -176,7 +186,7 @@ def finish(page: str, symbols: dict[str, str], root: str) -> str:
             return f'<a href="{root}{symbols[name]}">{found[0]}</a>'
         return found[0]
 
-    page = OUTPUT.sub(wrapped, page)
+    page = TEXT.sub(wrapped, page)
     before, main, after = page.partition("<main")
     return before + main + CODE.sub(link, after).replace("</body>", KEYS)
 
