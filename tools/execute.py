@@ -82,7 +82,8 @@ def execute(path: Path, flags: set[str]) -> None:
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.skipped = re.compile(rf"^#\| *({'|'.join(skipped)})\b", re.MULTILINE)
-    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
+    here = {"PYTHONPATH": str(ROOT), "MATPLOTLIBRC": str(ROOT / "nbs")}
+    client.execute(env={**os.environ, **here})
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -5,6 +5,7 @@
 
 Chapters, tutorials and guides are the notebooks. The reference comes from the package, benchmarks
 and changelog from their Markdown files. Mathematics becomes MathML, which browsers draw themselves.
+Where the environment variable PETNB_PHOTOS names photographs, what can run on them does so first.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import Any
 
 import nbformat
 import yaml
+from execute import execute
 from latex2mathml.converter import convert
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbdev.config import get_config
@@ -33,6 +35,7 @@ MATH = re.compile(
 )
 # What latex2mathml makes a letter: functions, which keep apart from what follows, and signs
 FUNCTION = re.compile(r"<mi>\\?(arg|cos|exp|ln|log|sin)</mi>(?!<mo stretchy)")
+PRIME = re.compile(r"<msup><mi>([^<]+)</mi><mi>&#x02032;</mi></msup>")  # Raised already
 SIGNS = {"<mi>&#x000B1;</mi>": "<mo>&#x000B1;</mo>", "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>"}
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)(?:\.\./)*([^)]+)\)")
 # Themes fetch their fonts from another host; without, the reader's own are used
@@ -43,6 +46,9 @@ html:not(.quarto-dark) { --bs-link-color: #1b66b8; --bs-link-color-rgb: 27, 102,
 html:not(.quarto-dark) :is(main a, a code, .breadcrumb a, .active, .active span) {
   color: #1b66b8;
 }
+/* And blue in the dark too, where the theme's links are green */
+.quarto-dark { --bs-link-color: #8ab8ea; --bs-link-color-rgb: 138, 184, 234; }
+.quarto-dark :is(main a, a code, .breadcrumb a, #TOC .active, .sidebar .active) { color: #8ab8ea; }
 /* Room for code of 100 columns and for tables of many, at a laptop's width */
 #quarto-content {
   --sd-body-width: 860px; --sd-sidebar-width: 205px; --sd-margin-width: 180px; --sd-gap: 1.5rem;
@@ -64,6 +70,9 @@ main .cell-output-display table tr { border-bottom: 1px solid #8884; }
 img { max-width: 100%; height: auto; }
 .quarto-dark .cell-output-display img { background: white; padding: 4px; border-radius: 4px; }
 main pre, main table, main .cell-output { overflow-x: auto; max-width: 100%; }
+@media (max-width: 600px) {
+  .reference main td { overflow-wrap: anywhere; padding-inline: 0.3rem; }
+}
 main table { display: block; }
 main code, main h1, main h2, main h3, main h4 { overflow-wrap: anywhere; }
 iframe.live { width: 100%; height: 60rem; border: 1px solid #8884; border-radius: 4px; }
@@ -76,9 +85,10 @@ math[display="block"] {
 }
 """
 
+ASKS = r"os.environ.get(\"PETNB_PHOTOS\")"  # As it stands in the file of a notebook
 LIVE = "explorer_live.html"
 TUTORIALS = ["the_pets_article", "your_own_photographs", "cleaning_labels", "choosing_a_backbone",
-             "when_it_goes_wrong", "from_fastai"]  # fmt: skip
+             "when_it_goes_wrong", "on_photographs", "from_fastai"]  # fmt: skip
 # Names for the places of a page, by which those who do not see it move, and keys for what opens
 PLACES = [
     ('<nav class="navbar', '<nav aria-label="Site" class="navbar'),
@@ -119,6 +129,9 @@ def mathml(found: re.Match[str]) -> str:
     else:
         formula = convert(" ".join(found["inline"].split()))
     formula = FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', formula)
+    formula = PRIME.sub(
+        r'<mrow><mi>\1</mi><mo lspace="0" rspace="0">&#x02032;</mo></mrow>', formula
+    )
     for letter, sign in SIGNS.items():
         formula = formula.replace(letter, sign)
     return f"\n\n```{{=html}}\n{formula}\n```\n\n" if found["display"] else formula
@@ -189,6 +202,13 @@ def finish(page: str, symbols: dict[str, str], root: str) -> str:
     page = TEXT.sub(wrapped, page)
     before, main, after = page.partition("<main")
     return before + main + CODE.sub(link, after).replace("</body>", KEYS)
+
+
+def photographs(staged: Path) -> None:
+    """Execute anew what can run on photographs, where there are some."""
+    for path in sorted(staged.rglob("*.ipynb")):
+        if os.environ.get("PETNB_PHOTOS") and ASKS in path.read_text(encoding="utf-8"):
+            execute(path, set())
 
 
 def explorer_live(path: Path) -> None:
@@ -273,6 +293,7 @@ def main(folder: str | None = None) -> None:
         staged = Path(temporary) / "nbs"
         ignored = shutil.ignore_patterns(".*", "*.py", "__pycache__")
         shutil.copytree(settings.nbs_path, staged, ignore=ignored)
+        photographs(staged)
         for path in staged.rglob("*.ipynb"):
             stage(path, settings.git_url)
         stage_markdown(staged, settings.git_url)
