@@ -386,7 +386,7 @@ if __name__ == "__main__":
                 "times faster than fastai with the same backbone; accuracy: mean ± deviation "
                 f"over seeds.\n\n{table()}\n\n![Seconds of each system](speed.png)\n\n"
                 f"Machine: {results()[0]['processor']}, no GPU (on a GPU: not measured). "
-                f"Versions: {results()[0]['versions']}.\n")  # fmt: skip
+                f"Versions: {', '.join(map(' '.join, results()[0]['versions'].items()))}.\n")  # fmt: skip
         notes = HERE / "speed_notes.md"
         TABLE.write_text(text + "\n" + notes.read_text(encoding="utf-8"), encoding="utf-8")
         figure()
