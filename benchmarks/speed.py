@@ -105,9 +105,8 @@ def limits(learn: Any) -> dict[str, float]:
     """Milliseconds an image of the model alone, on noise that needs no loading."""
     import torch
 
-    from petnb.learner import MICRO_BATCH
     from petnb.learning_body import LearningModel
-    from petnb.speed import FeatureExtractor
+    from petnb.speed import MICRO_BATCH, FeatureExtractor
 
     images = torch.randn(BATCH_SIZE, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     learning = LearningModel(learn.model.train(), images, learn.precision)

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from petnb.lr_finder import FinderResult
 
 # %% auto #0
-__all__ = ['Curve', 'Batch', 'MICRO_BATCH', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder',
-           'smooth', 'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed',
-           'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files',
-           'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device',
-           'vision_learner', 'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header',
-           'model_file', 'save', 'load_weights', 'other_classes', 'load', 'load_body']
+__all__ = ['Curve', 'Batch', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth',
+           'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order',
+           'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
+           'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
+           'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save',
+           'load_weights', 'other_classes', 'load', 'load_body']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -433,7 +433,7 @@ def in_order(
     return features, targets
 
 # %% ../nbs/03_learner.ipynb #bd233d3f
-MICRO_BATCH = 32  # Images that go through a learning body at once, on a CPU
+from .speed import MICRO_BATCH
 
 
 def pieces(

@@ -27,11 +27,11 @@ from torch.overrides import TorchFunctionMode
 from .model import Classifier, Features
 
 # %% auto #0
-__all__ = ['CONVOLUTIONS', 'ACTIVATIONS', 'Precision', 'Choice', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'DEFAULTS',
-           'followed_by', 'conv_norm_pairs', 'what_is_left', 'fold_batch_norms', 'relative_error', 'EvenlyPadded',
-           'pad_evenly', 'ActivatedConvolution', 'ConvActivation', 'fuse_activations', 'has_convolution_library',
-           'has_bfloat16', 'seconds', 'quicker', 'Arithmetic', 'choose_precision', 'FeatureExtractor',
-           'digest_of_weights', 'FeatureStore', 'keep_pages']
+__all__ = ['CONVOLUTIONS', 'ACTIVATIONS', 'Precision', 'Choice', 'MICRO_BATCH', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD',
+           'M_MMAP_MAX', 'DEFAULTS', 'followed_by', 'conv_norm_pairs', 'what_is_left', 'fold_batch_norms',
+           'relative_error', 'EvenlyPadded', 'pad_evenly', 'ActivatedConvolution', 'ConvActivation', 'fuse_activations',
+           'has_convolution_library', 'has_bfloat16', 'seconds', 'quicker', 'Arithmetic', 'choose_precision',
+           'FeatureExtractor', 'digest_of_weights', 'FeatureStore', 'keep_pages']
 
 # %% ../nbs/02c_speed.ipynb #911df1d3
 def followed_by(
@@ -309,6 +309,9 @@ def choose_precision(
     return (chosen if error < 0.05 else "float32"), f"{reason}, difference {error:.1%}"
 
 # %% ../nbs/02c_speed.ipynb #5cf7684d
+MICRO_BATCH = 32  # Images that go through a body at once, on a CPU
+
+
 class FeatureExtractor:
     "The features of a classifier's body, in the cheapest way; a copy, which does not follow it."
 
@@ -349,7 +352,9 @@ class FeatureExtractor:
         self,
         images: Tensor,  # n x 3 x h x w, normalised
     ) -> Tensor:  # What the head receives, in float32
-        return self.copy(images.to(self.dtype)).float()  # type: ignore[no-any-return]
+        n = math.ceil(len(images) / MICRO_BATCH) if images.device.type == "cpu" else 1
+        pieces = images.chunk(max(n, 1))
+        return torch.cat([self.copy(some.to(self.dtype)).float() for some in pieces])
 
 # %% ../nbs/02c_speed.ipynb #5285cdba
 def digest_of_weights(

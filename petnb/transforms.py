@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain, starmap
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,8 +33,8 @@ from torchvision.transforms.v2 import functional as F
 from .data import ImageData, available_cores, open_image, show_images
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'GREY', 'T', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform', 'RandomLight', 'relight',
-           'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads', 'on_all_cores',
+__all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform', 'RandomLight',
+           'relight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads', 'on_all_cores',
            'make_views', 'ImageDataset', 'file_version', 'EpochBatches', 'turns', 'BalancedBatches',
            'WorkerKilledError', 'explained', 'ImageLoader', 'explain_signals', 'default_workers', 'ignore_ctrl_c',
            'training_transform', 'make_loader', 'choose_batches', 'epoch_batches', 'show_batch', 'Normalize',
@@ -192,12 +193,14 @@ def kept_threads(
     limits = ThreadpoolController()
 
     def alone() -> None:
+        torch.get_num_threads()  # Or PyTorch would set it anew at the thread's first tensor
         limits.limit(limits=1, user_api="openmp")
 
     return ThreadPoolExecutor(n, initializer=alone)
 
 
 T = TypeVar("T")
+AT_ONCE = 4  # Pieces of work that a thread takes, since each handing over costs some microseconds
 
 
 def on_all_cores(
@@ -207,7 +210,10 @@ def on_all_cores(
     "The results in order; by threads, where this process has several cores for itself."
     if (n := decoding_threads()) == 1:
         return list(map(work, *arguments))
-    return list(kept_threads(n, os.getpid()).map(work, *arguments))
+    pieces = list(zip(*arguments, strict=True))
+    takes = [pieces[first : first + AT_ONCE] for first in range(0, len(pieces), AT_ONCE)]
+    found = kept_threads(n, os.getpid()).map(lambda some: list(starmap(work, some)), takes)
+    return list(chain.from_iterable(found))
 
 # %% ../nbs/01_transforms.ipynb #ba9b1787
 def make_views(

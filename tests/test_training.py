@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from petnb.callbacks import CSVLogger, EarlyStopping, SaveModel, WeightAverage
 from petnb.data import ImageData
 from petnb.learner import (
-    MICRO_BATCH,
     Callback,
     Fit,
     Learner,
@@ -25,6 +24,7 @@ from petnb.learner import (
 )
 from petnb.losses import FocalLoss, LabelSmoothing, class_weights, mixing
 from petnb.optimizers import OPTIMIZERS, create_optimizer, optimizer_maker, set_rates
+from petnb.speed import MICRO_BATCH
 
 
 @pytest.fixture(scope="module")
