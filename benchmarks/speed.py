@@ -381,11 +381,12 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["one"]:
         run_one(sys.argv[2], int(sys.argv[3]))
     else:
+        versions = ", ".join(map(" ".join, results()[0]["versions"].items()))
         text = (f"# Speed\n\n{(__doc__ or '').strip()}\n\nMedian (least to most), and how many "
                 "times faster than fastai with the same backbone; accuracy: mean ± deviation "
                 f"over seeds.\n\n{table()}\n\n![Seconds of each system](speed.png)\n\n"
                 f"Machine: {results()[0]['processor']}, no GPU (on a GPU: not measured). "
-                f"Versions: {results()[0]['versions']}.\n")  # fmt: skip
+                f"Versions: {versions}.\n")  # fmt: skip
         notes = HERE / "speed_notes.md"
         TABLE.write_text(text + "\n" + notes.read_text(encoding="utf-8"), encoding="utf-8")
         figure()

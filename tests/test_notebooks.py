@@ -85,3 +85,11 @@ def test_other_paths_are_not(text: str) -> None:
 def test_a_kernel_is_named(notebook: Any) -> None:
     """Without one, Jupyter asks a newcomer which kernel to take before the first cell runs."""
     assert notebook.metadata.get("kernelspec", {}).get("name") == "python3"
+
+
+def test_what_could_show_photographs_shows_drawings(notebook: Any) -> None:
+    """Photographs are not ours to publish; a page that can run on them says what it ran on."""
+    reads = [cell for cell in notebook.cells
+             if cell.cell_type == "code" and 'get("PETNB_PHOTOS")' in cell.source]
+    said = "".join(output.get("text", "") for _, output in outputs(notebook))
+    assert not reads or "Run on drawn pets" in said

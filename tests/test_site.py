@@ -1,5 +1,6 @@
 """The site as a reader gets it: complete, no broken link, nothing from another host."""
 
+import os
 import re
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The site, and what its builder said."""
     folder = tmp_path_factory.mktemp("docs") / "site"
     command = [sys.executable, "tools/site.py", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    drawn = {name: value for name, value in os.environ.items() if name != "PETNB_PHOTOS"}
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=drawn)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder, built.stdout + built.stderr
 
@@ -131,6 +133,16 @@ def test_mathematics_is_there_without_a_script(site: tuple[Path, str]) -> None:
     text = (site[0] / "05_one_cycle.html").read_text(encoding="utf-8")
     assert text.count("<math") > 5
     assert not re.search("katex|mathjax", text, re.I)
+
+
+def test_no_command_of_latex_is_left_in_the_mathematics(pages: dict[Path, Page]) -> None:
+    formulas = [
+        formula
+        for path in pages
+        for formula in re.findall("<math.*?</math>", path.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    assert len(formulas) > 100
+    assert not [formula for formula in formulas if "\\" in formula]
 
 
 needs_browser = pytest.mark.skipif(

@@ -76,12 +76,14 @@ def execute(path: Path, flags: set[str]) -> None:
         notebook,
         kernel_name="python3",
         timeout=None,
+        coalesce_streams=True,
         record_timing=False,
         store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.skipped = re.compile(rf"^#\| *({'|'.join(skipped)})\b", re.MULTILINE)
-    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
+    here = {"PYTHONPATH": str(ROOT), "MATPLOTLIBRC": str(ROOT / "nbs")}
+    client.execute(env={**os.environ, **here})
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
