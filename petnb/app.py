@@ -25,9 +25,9 @@ from .attention import grad_cam, overlay
 from .inference import ImageLike, Prediction, Predictor, TorchScorer, open_for, views_of
 
 # %% auto #0
-__all__ = ['WHOLE', 'SEEN', 'HEAT', 'SIDE', 'SURE', 'UNSURE', 'TEMPLATE', 'POLICY', 'seen_by', 'evidence', 'Bar', 'gate',
-           'as_png', 'TryIt', 'page_layout', 'take_upload', 'clear_page', 'show_answer', 'chosen_picture',
-           'draw_picture', 'change_view', 'still_page', 'write_app', 'write_template', 'serve']
+__all__ = ['WHOLE', 'SEEN', 'HEAT', 'SIDE', 'SURE', 'UNSURE', 'MOST_BYTES', 'DROP', 'TEMPLATE', 'POLICY', 'seen_by', 'evidence',
+           'Bar', 'gate', 'as_png', 'check_bytes', 'TryIt', 'page_layout', 'take_upload', 'clear_page', 'show_answer',
+           'chosen_picture', 'draw_picture', 'change_view', 'still_page', 'write_app', 'write_template', 'serve']
 
 # %% ../nbs/09c_try_it.ipynb #6db73a59
 WHOLE, SEEN, HEAT = "photograph", "what the model sees", "where it looks"
@@ -114,6 +114,19 @@ def as_png(
     image.resize(size, Image.Resampling.BICUBIC).save(buffer, "PNG")
     return buffer.getvalue()
 
+# %% ../nbs/09c_try_it.ipynb #6bd1838d
+MOST_BYTES = 10_000_000  # Of an uploaded file
+
+
+def check_bytes(
+    name: str,  # Of the file, as the browser tells it
+    n_bytes: int,  # Its size
+) -> None:
+    "Raises `ValueError` if it is larger than the page promises to take."
+    if n_bytes > MOST_BYTES:
+        told = f"{name} has {n_bytes / 1e6:.1f} MB; up to {MOST_BYTES / 1e6:.0f} MB are taken"
+        raise ValueError(f"{told}: save it smaller, the model sees a few hundred pixels")
+
 # %% ../nbs/09c_try_it.ipynb #a706d8e1
 class TryIt:
     "A page: upload a photograph, see the likeliest classes and where the model looked."
@@ -129,7 +142,7 @@ class TryIt:
         self.prediction: Prediction | None = None
         self.title = widgets.Label(title, style={"font_size": "24px", "font_weight": "bold"})
         self.upload = widgets.FileUpload(accept="image/*", description="choose a photograph")
-        self.status = widgets.Label("Up to 10 MB. It is not kept.")
+        self.status = widgets.Label(f"Up to {MOST_BYTES / 1e6:.0f} MB. It is not kept.")
         self.answer = widgets.Label(style={"font_size": "20px", "font_weight": "bold"})
         self.bars = [Bar() for _ in range(min(top, len(predictor.vocab)))]
         self.view = widgets.ToggleButtons(options=[WHOLE, SEEN, HEAT], disabled=True)
@@ -185,6 +198,8 @@ def take_upload(
     with gate(page.lock, page.status) as free:
         if free:
             page.status.value = "looking ..."
+            clear_page(page)
+            check_bytes(file["name"], len(file["content"]))
             page.show(bytes(file["content"]))
             page.status.value = str(file["name"])
     page.upload.value = ()
@@ -296,6 +311,26 @@ def write_app(
     return path
 
 # %% ../nbs/09c_try_it.ipynb #2fd81602
+DROP = """<script>{
+  const openDialog = HTMLInputElement.prototype.click
+  const dropped = []
+  HTMLInputElement.prototype.click = function () {
+    if (!dropped.length) return openDialog.call(this)
+    this.files = dropped.pop()
+    this.dispatchEvent(new Event("change"))
+  }
+  addEventListener("dragover", event => event.preventDefault())
+  addEventListener("drop", event => {
+    event.preventDefault()
+    if (!event.dataTransfer.files.length) return
+    const one = new DataTransfer()
+    one.items.add(event.dataTransfer.files[0])
+    dropped.push(one.files)
+    document.querySelector(".petnb-try-it .widget-upload")?.click()
+    dropped.length = 0
+  })
+}</script>"""
+
 TEMPLATE = """{% extends "voila/templates/lab/index.html.j2" %}
 {% block notebook_css %}
 {% for part in super().split("<link ") %}
@@ -303,8 +338,9 @@ TEMPLATE = """{% extends "voila/templates/lab/index.html.j2" %}
 {% elif "//" in part.split(">")[0] %}{{ part.split(">", 1)[1] }}
 {% else %}<link {{ part }}
 {% endif %}{% endfor %}
+DROP
 {% endblock %}
-"""
+""".replace("DROP", DROP)
 
 POLICY = (  # Nothing from elsewhere; scripts and styles within the page, since Voila has some
     "default-src 'self' data: blob:; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -340,7 +376,10 @@ def serve(
         write_template(place)
         others = os.environ.get("JUPYTER_PATH", "")
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [place, others]))
-        settings = {"headers": {"Content-Security-Policy": POLICY}}
+        settings = {
+            "headers": {"Content-Security-Policy": POLICY},
+            "websocket_max_message_size": 2**30,  # Bytes; larger files than we take get an answer
+        }
         Voila.launch_instance(
             words + ["--no-browser"] * (not open_browser), tornado_settings=settings
         )

@@ -143,11 +143,14 @@ def told_of_temperature(
             f"Probabilities are as trained: a temperature fitted on four fifths of {n} held-out "
             "images did not lower the loss on the others."
         )
-    errors = [f"{row['calibration error']:.3f}" for row in (before, after)]
+    losses, errors = (
+        " to ".join(f"{row[what]:.3f}" for row in (before, after))
+        for what in ("loss", "calibration error")
+    )
     return (
         f"A temperature of {temperature:.3g} was fitted on {n} held-out images. Judged on fifths "
-        f"of them by what the other four choose, the calibration error ({N_BINS} bins) goes from "
-        f"{errors[0]} to {errors[1]}."
+        f"of them by what the other four choose, the mean loss goes from {losses}, and the "
+        f"calibration error ({N_BINS} bins) from {errors}."
     )
 
 # %% ../nbs/07f_sure_enough.ipynb #e96fbc0c

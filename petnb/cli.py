@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'GRAVE', 'HINTS', 'nearest', 'Parser', 'WrongUseError', 'words_of', 'read_config', 'with_config',
-           'add_command', 'add_data', 'train', 'add_train', 'add_numbers', 'lr_find', 'add_lr_find', 'model_of',
-           'views_of_run', 'answers', 'predict', 'add_predict', 'try_it', 'add_try', 'write_page', 'add_report',
-           'check', 'add_check', 'export', 'add_export', 'make_parser', 'parse', 'jsonable', 'hint_of', 'near_path',
-           'fail', 'streams', 'run', 'main']
+           'add_command', 'add_data', 'count', 'train', 'add_train', 'add_numbers', 'lr_find', 'add_lr_find',
+           'model_of', 'views_of_run', 'answers', 'predict', 'add_predict', 'try_it', 'add_try', 'write_page',
+           'add_report', 'check', 'add_check', 'export', 'add_export', 'make_parser', 'parse', 'jsonable', 'hint_of',
+           'near_path', 'fail', 'streams', 'run', 'main']
 
 # %% ../nbs/10_cli.ipynb #f4cb71cd
 def nearest(
@@ -166,12 +166,22 @@ def add_data(
     add("--balance", action=argparse.BooleanOptionalAction, default=False, help="learn from each "
         "class equally often, however many images it has (default: from each image)")  # fmt: skip
     add("--augment", choices=AUGMENTATIONS, help="how training images vary (default: petnb)")
-    add("--size", type=int, help="side of the square in pixels (default: 224; drawn pets 128)")
-    add("--batch-size", type=int, help="images in one step (default: 32)")
+    add("--size", type=count, help="side of the square in pixels (default: 224; drawn pets 128)")
+    add("--batch-size", type=count, help="images in one step (default: 32)")
     add("--seed", type=int, default=42, help="same seed, same result (default: 42)")
     add("--workers", type=int, help="processes that load images (default: by the cores)")
     add("--backbone", default="lite0", help="any timm name (default: lite0, needs no download)")
     add("--head", default="linear", choices=["linear", "fastai"], help="default: linear")
+
+# %% ../nbs/10_cli.ipynb #e412a0e7
+def count(
+    text: str,  # As typed
+) -> int:  # 1 or more
+    "A number of things. Raises argparse's own error, which becomes wrong use."
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 # %% ../nbs/10_cli.ipynb #b28bc2f3
 def train(
@@ -205,7 +215,9 @@ def add_train(
     add("--repeat", metavar="RUN", help="do a run again, and compare the models bit by bit")
     add("--checkpoint-every", type=int, default=100, metavar="STEPS",
         help="steps between checkpoints; 0: none, and no --resume (default: 100)")  # fmt: skip
-    add("--processes", type=int, default=1, help="how many learn as one (default: 1)")
+    add("--cache-folder", metavar="FOLDER", help="keep what the frozen body says of each image "
+        "there, for the next run (default: in memory, for this one)")  # fmt: skip
+    add("--processes", type=count, default=1, help="how many learn as one (default: 1)")
     add("--precision", default="auto", choices=["auto", "float32", "bfloat16"],
         help="of the arithmetic (default: what is quicker; float32 in processes)")  # fmt: skip
     add("--sure", type=float, default=0.95, metavar="SHARE", help="answer only from the "
@@ -330,7 +342,10 @@ def predict(
     if arguments.csv:
         write_answers(table, arguments.csv)
     for row in bad.itertuples():
-        print(f"petnb: not read: {row.path}: {row.error}", file=sys.stderr)
+        path = str(row.path)
+        near = "" if os.path.exists(path) else near_path(path)
+        hint = f"\nhint: {near}" if near else ""
+        print(f"petnb: not read: {path}: {row.error}{hint}", file=sys.stderr)
     return {"answers": table.to_dict("records"), "not_read": len(bad), "failed": bool(len(bad))}
 
 # %% ../nbs/10_cli.ipynb #8abf8ebe
@@ -350,7 +365,7 @@ def add_predict(
     add("model", help="a run folder, or a model file (.safetensors, .onnx)")
     add("images", nargs="+", help="image files and folders")
     add("--csv", metavar="FILE", help="write the whole table as CSV")
-    add("--top", type=int, default=1, help="classes in the table and in JSON (default: 1)")
+    add("--top", type=count, default=1, help="classes in the table and in JSON (default: 1)")
     add("--tta", type=int, help="augmented views beside the plain one (default: as the run's)")
 
 # %% ../nbs/10_cli.ipynb #e4a31245
@@ -466,13 +481,21 @@ def export(
     import shutil
 
     from petnb.inference import Predictor
+    from petnb.learner import read_header
 
     model = model_of(arguments.model)
     target = Path(arguments.out or model.with_suffix(".onnx"))
+    if target.suffix not in (".onnx", ".safetensors"):
+        raise WrongUseError(f"{target} ends in neither .onnx nor .safetensors")
+    if target.resolve() == model.resolve():
+        raise WrongUseError(f"{target} is the model itself; give another --out")
     if target.suffix == ".onnx":
         from petnb.onnx_export import export_onnx
 
         export_onnx(model, target)
+        if read_header(model).get("precision") == "bfloat16":
+            print("It computes in float32, and petnb in bfloat16 where the processor has it:")
+            print("a probability may differ from that of `petnb predict` by a hundredth or two")
     else:
         Predictor.load(model)  # Raises if it is not whole
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -560,8 +583,10 @@ def hint_of(
     for sign, hint in HINTS.items():
         if sign in text:
             return hint
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return near_path(text)
     known = isinstance(error, OSError | ValueError | ArithmeticError | ImportError | LookupError)
-    return near_path(text) if known else "this was not foreseen; --debug shows where it happened"
+    return "" if known else "this was not foreseen; --debug shows where it happened"
 
 # %% ../nbs/10_cli.ipynb #ff699041
 def near_path(

@@ -368,7 +368,7 @@ def views_of(
     image: Image.Image,  # In RGB
     views: int,  # Augmented views beside the plain one
 ) -> torch.Tensor:  # (1 + views) x 3 x h x w, bytes; the plain one first
-    "A picture as the model sees it; the same dice for every picture, so that company is no matter."
+    "A picture as the model sees it; every picture is augmented by the same dice, in any company."
     looks = [predictor.transform(image)]
     with torch.random.fork_rng(devices=[]):
         for view in range(views):

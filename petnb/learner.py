@@ -346,8 +346,10 @@ class Progress(Callback):
             self.show_table(history)
         else:
             text = history.tail(1).to_string(
-                index=False, header=len(history) == 1, float_format="{:.4f}".format, col_space=12
+                index=False, float_format="{:.4f}".format, col_space=12
             )
+            if len(history) > 1:  # The names of the columns, which set their widths, are there
+                text = text.splitlines()[-1]
             if type(self.bar) is tqdm:  # A terminal's bar makes way for the row
                 self.bar.write(text)
             else:

@@ -84,7 +84,7 @@ def to_toml(
 # %% ../nbs/09e_runs.ipynb #ad78e7e1
 NOT_SETTINGS = {  # They say how to run, not what
     "command", "run", "config", "out", "processes", "debug", "json", "resume", "repeat",
-    "checkpoint_every",
+    "checkpoint_every", "cache_folder",
 }  # fmt: skip
 
 
@@ -212,6 +212,7 @@ def start(
     data = processes.in_turn(lambda: read_data(arguments))
     print(data)
     options = {"head": arguments.head, "seed": arguments.seed, "precision": arguments.precision}
+    options["cache_folder"] = arguments.cache_folder
     learn = vision_learner(data, arguments.backbone, **options)
     if earlier := arguments.resume or arguments.repeat:
         for difference in what_differs(earlier, learn):
@@ -302,8 +303,9 @@ def tell(
     folder: Path,  # The run folder
 ) -> None:
     "Print it."
-    print("\nMost confused (actual, predicted, times):")
-    for actual, predicted, times in interp.most_confused()[:10]:
+    if pairs := interp.most_confused()[:10]:
+        print("\nMost confused (actual, predicted, times):")
+    for actual, predicted, times in pairs:
         print(f"  {actual:28} {predicted:28} {times}")
     print(f"\nHead alone: {head}\nAt the end: {interp}\n{result['calibration']}")
     if "tta_accuracy" in result:

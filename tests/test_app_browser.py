@@ -1,5 +1,6 @@
 """The page as people use it: by its buttons in Python, and served by Voila to a real browser."""
 
+import base64
 import os
 import threading
 from collections.abc import Iterator
@@ -12,13 +13,20 @@ from typing import Any
 import pytest
 from browser import Watch, apart, browser, chromium, free_port, serving
 
-from petnb.app import HEAT, POLICY, SEEN, WHOLE, TryIt, as_png, write_app
+from petnb.app import HEAT, MOST_BYTES, POLICY, SEEN, WHOLE, TryIt, as_png, write_app
 from petnb.data import ImageData, open_image
 from petnb.inference import Predictor
 from petnb.learner import Learner, vision_learner
 
 HOSTILE = "<img src=x onerror=document.title='struck'>"
 HEADER = "async () => (await fetch('/')).headers.get('content-security-policy')"
+DROP = """(root, [name, content]) => {
+  const data = new DataTransfer()
+  const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0))
+  data.items.add(new File([bytes], name, {type: "image/jpeg"}))
+  const told = {dataTransfer: data, bubbles: true, cancelable: true}
+  return root.dispatchEvent(new DragEvent("drop", told))  // False: the browser keeps its page
+}"""
 FETCH = "() => fetch('https://icons.example/').then(() => 'went', () => 'refused')"
 
 
@@ -89,6 +97,16 @@ def test_a_wrong_file_clears_the_page(learn: Learner, predictor: Predictor, cont
     assert page.view.disabled
     upload(page, "right.jpg", Path(learn.data.items["path"][0]).read_bytes())
     assert page.status.value == "right.jpg"
+
+
+def test_what_is_too_large_is_refused_in_words(learn: Learner, predictor: Predictor) -> None:
+    page, photograph = TryIt(predictor), Path(learn.data.items["path"][0]).read_bytes()
+    upload(page, "right.jpg", photograph + bytes(MOST_BYTES - len(photograph)))
+    assert page.status.value == "right.jpg"
+    upload(page, "large.jpg", photograph + bytes(MOST_BYTES + 1 - len(photograph)))
+    assert "large.jpg has 10.0 MB; up to 10 MB are taken" in page.status.value
+    assert page.answer.value == ""
+    assert f"Up to {MOST_BYTES / 1e6:.0f} MB" in TryIt(predictor).status.value
 
 
 def test_a_second_upload_waits_for_nobody(learn: Learner, predictor: Predictor) -> None:
@@ -214,6 +232,17 @@ def test_voila_serves_the_page(
             "before => document.querySelector('.petnb-try-it img').src !== before", arg=first
         )
         page.screenshot(path=os.environ.get("PETNB_SCREENSHOT", tmp_path / "page.png"))
+
+        large = tmp_path / "large.jpg"  # More than Jupyter's own server would take
+        large.write_bytes(photograph.read_bytes() + bytes(MOST_BYTES * 11 // 10))
+        choose(large)
+        root.get_by_text("up to 10 MB are taken").wait_for(timeout=60_000)
+        assert not root.locator("img").is_visible()
+
+        content = base64.b64encode(photograph.read_bytes()).decode()
+        assert root.evaluate(DROP, ["dropped.jpg", content]) is False
+        root.get_by_text("dropped.jpg").wait_for(timeout=60_000)
+        assert root.get_by_text(f"{expected.probability:.1%}").first.is_visible()
 
         choose(wrong)
         root.get_by_text("HTML page").wait_for(timeout=60_000)

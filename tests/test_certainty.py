@@ -182,6 +182,7 @@ def test_the_sentence_says_what_the_table_says() -> None:
     assert before["calibration error"] == calibration_error(interp.probs, interp.targets)
     errors = [row["calibration error"] for row in (before, after)]
     assert f"from {errors[0]:.3f} to {errors[1]:.3f}" in certainty.told
+    assert f"mean loss goes from {before['loss']:.3f} to {after['loss']:.3f}" in certainty.told
     assert f"From {certainty.threshold:.1%} on" in certainty.told
     assert f"{after['answered']:.0%} are answered, and {after['right']:.1%}" in certainty.told
     assert "500 held-out images" in certainty.told

@@ -118,7 +118,9 @@ def test_a_hang_up_does_not_stop_it(trained: subprocess.CompletedProcess[str]) -
 
 def test_a_log_has_no_terminal_signs(trained: subprocess.CompletedProcess[str]) -> None:
     assert not set("\r\x1b") & set(trained.stdout + trained.stderr)
-    assert "epoch" in trained.stdout
+    lines = trained.stdout.splitlines()
+    first = next(place for place, line in enumerate(lines) if line.split()[:1] == ["epoch"])
+    assert len({len(line) for line in lines[first : first + 5]}) == 1, lines[first : first + 5]
 
 
 def test_the_run_folder_holds_all(place: Path, trained: subprocess.CompletedProcess[str]) -> None:
@@ -342,6 +344,40 @@ def test_an_exported_model_answers_the_same(
     assert max(gaps) < 0.02  # the model may run in bfloat16
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [("pets.pt", "neither .onnx nor .safetensors"), ("run/model.safetensors", "the model itself")],
+)
+def test_an_export_is_what_its_name_says(
+    place: Path,
+    trained: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    told: str,
+) -> None:
+    monkeypatch.chdir(place)
+    before = (place / "run" / "model.safetensors").read_bytes()
+    assert main(["export", "run", "--out", target]) == 2
+    assert told in capsys.readouterr().err
+    assert not (place / "pets.pt").exists()
+    assert (place / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_features_that_were_kept_change_nothing(place: Path) -> None:
+    words = ["train", "--data", str(place / "photographs"), "--recipe", "fast", "--epochs", "1"]
+    kept, models = place / "features", []
+    for name in ("first", "second"):
+        run = place / name
+        assert main([*words, *SMALL, "--cache-folder", str(kept), "--out", str(run)]) == 0
+        models.append((read_model(run / "model.safetensors")[0], sorted(kept.iterdir())))
+        assert "cache_folder" not in tomllib.loads((run / "config.toml").read_text("utf-8"))
+    (first, files), (second, files_then) = models
+    assert files
+    assert files == files_then
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
 def test_check_fails_for_what_is_grave_only(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,6 +416,8 @@ def test_lr_find(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["train", "--recipe", "artcle"], "did you mean article?"),
         (["train", "--augment", "rndaugment"], "did you mean randaugment?"),
         (["train", "--epochs", "many"], "`petnb train --help`"),
+        (["train", "--size", "0"], "`petnb train --help`"),
+        (["predict", "run", "new", "--top", "0"], "`petnb predict --help`"),
         (["predict", "run"], "`petnb predict --help`"),
         ([], "`petnb --help`"),
     ],
@@ -446,6 +484,27 @@ def test_a_slip_in_a_name_is_recognised(
     assert hint in told
     assert len(told.splitlines()) <= 2
     assert not (place / "runs").exists()
+
+
+def test_a_hint_is_about_paths_only_where_one_is_missing(
+    place: Path,
+    trained: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run", "empt").touch()  # Like a word of what is said, but nobody meant it
+    Path("empt").touch()
+    data = str(place / "photographs")
+    assert main(["train", "--data", data, "--out", "run", *SMALL]) == 1
+    told = capsys.readouterr().err
+    assert "run is not empty" in told
+    assert "hint" not in told
+    photograph = shutil.copy(next((place / "new").iterdir()), "pug.jpg")
+    assert main(["predict", str(place / "run"), "pgu.jpg", photograph]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "hint: did you mean pug.jpg?"
 
 
 def test_check_finds_near_twins_across_the_split_until_they_are_kept_together(
