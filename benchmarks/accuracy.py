@@ -7,12 +7,12 @@ skipped, so the command can be stopped and started again. It ends with a Markdow
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rows import add_row, read_rows
 
 from petnb.data import ImageData
 from petnb.learner import vision_learner
@@ -61,12 +61,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="one JSON line a seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default: 5)")
     arguments = parser.parse_args()
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    results = [json.loads(line) for line in lines]
+    results = read_rows(arguments.out)
     for seed in sorted(set(range(arguments.seeds)) - {result["seed"] for result in results}):
         results.append(one_seed(arguments.data, seed))
-        with arguments.out.open("a") as file:
-            file.write(json.dumps(results[-1]) + "\n")
+        add_row(arguments.out, results[-1])
     print(f"\n{len(results)} seeds, {results[0]['n_valid']} photographs held out\n")
     print(table(results))
 

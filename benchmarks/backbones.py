@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rows import add_row, read_rows
 
 HERE = Path(__file__).resolve().parent
 ROWS, TABLE = HERE / "backbones.jsonl", HERE / "backbones.md"
@@ -133,8 +134,7 @@ def measure(backbone: str) -> dict[str, float]:
 
 def measured() -> pd.DataFrame:
     """The lines that are there."""
-    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
-    return pd.DataFrame([json.loads(line) for line in lines])
+    return pd.DataFrame(read_rows(ROWS))
 
 
 def run() -> None:
@@ -150,8 +150,7 @@ def run() -> None:
                 command, check=True, capture_output=True, text=True, env=environment
             ).stdout
             row = {"backbone": backbone, "round": number, **json.loads(output.splitlines()[-1])}
-            with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(ROWS, row)
             print(row, flush=True)
 
 

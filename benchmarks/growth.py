@@ -7,7 +7,6 @@ again. The images are 500 drawn ones, 128 pixels wide, and copies of them under 
 are exact; seconds were measured on a machine that had other work, and tell the order only.
 """
 
-import json
 import resource
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from rows import add_row, read_rows
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "growth.jsonl"
@@ -116,11 +117,9 @@ def main() -> None:
     if len(sys.argv) == 3:
         kind, number = sys.argv[1], int(sys.argv[2])
         found = KINDS[kind][0](number, folder)
-        with ROWS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "number": number, **found}) + "\n")
+        add_row(ROWS, {"kind": kind, "number": number, **found})
         return
-    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.is_file() else []
-    there = {(row["kind"], row["number"]) for row in map(json.loads, lines)}
+    there = {(row["kind"], row["number"]) for row in read_rows(ROWS)}
     for kind, (_, numbers) in KINDS.items():
         for number in numbers:
             if (kind, number) not in there:

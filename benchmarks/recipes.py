@@ -16,7 +16,6 @@ to a file beside this one and skip what is there already, so they can be stopped
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -27,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from machine import processor, versions
+from rows import add_row, read_rows
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -114,18 +114,20 @@ def choose_on(learn: Learner, fold: int, path: Path, names: list[str]) -> None:
     train_head(learn, Recipe())
     learn.save("head")
     seconds = time.perf_counter() - started
-    if not any(row["fold"] == fold and row["name"] == "head" for row in read_lines(path)):
-        append(path, {"fold": fold, "name": "head", "seconds": seconds, "last": judge_views(learn)})
+    if not any(row["fold"] == fold and row["name"] == "head" for row in read_rows(path)):
+        add_row(
+            path, {"fold": fold, "name": "head", "seconds": seconds, "last": judge_views(learn)}
+        )
     for name in names:
         recipe = asdict(CANDIDATES[name])
         result = run_candidate(learn, CANDIDATES[name])
-        append(path, {"fold": fold, "name": name, "recipe": recipe, **result})
+        add_row(path, {"fold": fold, "name": name, "recipe": recipe, **result})
 
 
 def choose(root: Path, path: Path, folds: int) -> None:
     "Cross-validate the candidates on the 672."
     for fold in range(folds):
-        done = {row["name"] for row in read_lines(path) if row["fold"] == fold}
+        done = {row["name"] for row in read_rows(path) if row["fold"] == fold}
         if names := [name for name in CANDIDATES if name not in done]:
             data = training_photographs(root, fold)
             learn = vision_learner(data, path=tempfile.mkdtemp(), seed=0)
@@ -146,27 +148,16 @@ def measure_one(learn: Learner, recipe: Recipe) -> Row:
 def measure(root: Path, path: Path, seeds: int) -> None:
     "Every recipe in turn for each seed, so that all meet the same load of the machine."
     for seed in range(seeds):
-        done = {row["name"] for row in read_lines(path) if row["seed"] == seed}
+        done = {row["name"] for row in read_rows(path) if row["seed"] == seed}
         for name in RECIPES:
             if name not in done:
                 data = ImageData.oxford_pets(root, valid="official", seed=seed)
                 learn = vision_learner(data, seed=seed)
                 row = {"seed": seed, "name": name, "recipe": asdict(RECIPES[name])}
-                append(path, row | {"machine": versions()} | measure_one(learn, RECIPES[name]))
+                add_row(path, row | {"machine": versions()} | measure_one(learn, RECIPES[name]))
 
 
-# -- Files and tables ----------------------------------------------------------------------------
-
-
-def read_lines(path: Path) -> list[Row]:
-    "The runs that a file holds."
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def append(path: Path, row: Row) -> None:
-    "Keep one run."
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+# -- Tables ----------------------------------------------------------------------------
 
 
 def ways(rows: list[Row]) -> dict[str, dict[int, Row]]:
@@ -266,8 +257,8 @@ standard error; what lies within two of these is no difference that was seen.
 def write_page(chosen: Path, measured: Path, page: Path) -> None:
     "The tables with a few words."
     told = {
-        "chosen": chosen_table(read_lines(chosen)),
-        "measured": measured_table(read_lines(measured)),
+        "chosen": chosen_table(read_rows(chosen)),
+        "measured": measured_table(read_rows(measured)),
         "processor": processor(),
         "average": AVERAGE,
         "views": VIEWS,

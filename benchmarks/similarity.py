@@ -12,7 +12,6 @@ ending `.md`.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -24,6 +23,7 @@ import pandas as pd
 import timm
 import torch
 from PIL import Image, ImageDraw, ImageOps
+from rows import add_row, read_rows
 from sklearn.datasets import load_digits, load_sample_image
 
 from petnb.adviser import Advice, advise, measure_shift, pooled_by_depth, watch_batch_norms
@@ -263,14 +263,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the data set's folder")
     parser.add_argument("--out", type=Path, required=True, help="one JSON line a result")
     arguments = parser.parse_args()
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    results = [json.loads(line) for line in lines]
+    results = read_rows(arguments.out)
 
     def keep(result: dict[str, Any]) -> None:
         results.append(result)
         print(result, flush=True)
-        with arguments.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        add_row(arguments.out, result)
 
     done = {(row.get("collection"), row.get("size")) for row in results}
     learn = vision_learner(replace(ImageData.drawn_pets(images_per_breed=12), workers=0))

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rows import add_row, read_rows
+
 HERE = Path(__file__).resolve().parent
 RESULTS, TABLE, FIGURE = (HERE / f"speed.{ending}" for ending in ("jsonl", "md", "png"))
 SYSTEMS = {
@@ -274,9 +276,7 @@ RUNS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 def results() -> list[dict[str, Any]]:
     """What has been measured."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
+    return read_rows(RESULTS)
 
 
 def run_all() -> None:
@@ -301,8 +301,7 @@ def run_one(system: str, seed: int) -> None:
     run = RUNS[system](seed)
     found = {"system": system, "seed": seed, "gigabytes": peak_gigabytes(), **run,
              "versions": machine.versions(), "processor": machine.processor()}  # fmt: skip
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
+    add_row(RESULTS, found)
     print(json.dumps(found), flush=True)
 
 

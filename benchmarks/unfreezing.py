@@ -7,13 +7,13 @@ A 2 x 2 over five seeds on the official split (672 photographs to learn from, 22
 that petnb follows. Each run is appended to the file as soon as it is done, and not repeated.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from machine import processor, versions
+from rows import add_row, read_rows
 
 from petnb.data import ImageData
 from petnb.learner import vision_learner
@@ -37,8 +37,7 @@ def run(statistics: str, rate: str, seed: int) -> dict[str, Any]:
 
 def main(path: Path) -> None:
     """Do what the file lacks."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    done = [json.loads(line) for line in lines]
+    done = read_rows(path)
     for seed in range(5):
         for statistics in ("stay", "drift"):
             for rate in RATES:
@@ -46,8 +45,7 @@ def main(path: Path) -> None:
                 if any(key.items() <= row.items() for row in done):
                     continue
                 row = run(**key)
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(path, row)
                 print(key, row["head"], row["unfrozen"], flush=True)
 
 

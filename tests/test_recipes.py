@@ -104,7 +104,7 @@ def test_candidates_start_from_the_same_head(
     monkeypatch.setattr(benchmark, "CANDIDATES", {"article": quick, "twin": quick})
     path = tmp_path / "chosen.jsonl"
     benchmark.choose_on(learn, 0, path, ["article", "twin"])
-    head, article, twin = benchmark.read_lines(path)
+    head, article, twin = benchmark.read_rows(path)
     assert head["name"] == "head"
     assert article["last"] == twin["last"]
     assert article["averaged"] != article["last"]
