@@ -739,7 +739,7 @@ class Learner:
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
         self.fixed: dict[str, speed.Precision] = {}  # Precisions decided for a checkpoint
-        self.prescribed: dict[str, speed.Precision] = {}  # Those of a run that is repeated
+        self.prescribed: dict[str, speed.Precision] = {}  # Decided before: not to be measured
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits
         self.n_checkpointed = 0  # Fits with checkpoints so far
         self.processes.prepare(self)
