@@ -5,6 +5,7 @@
 # %% ../nbs/07d_comparing_models.ipynb #f23e4a48
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +38,10 @@ def same_order(
     if first.vocab != second.vocab:
         others = sorted(set(first.vocab) ^ set(second.vocab))
         raise ValueError(f"the two have other classes: {others or 'in another order'}")
-    places = pd.Series(np.arange(len(second.items)), index=second.items["path"])
-    if not places.index.is_unique or not first.items["path"].is_unique:
+    here, there = (one.items["path"].map(os.path.abspath) for one in (first, second))
+    if not here.is_unique or not there.is_unique:
         raise ValueError("an image is in it twice: rows cannot be matched by their paths")
-    rows = places.reindex(first.items["path"])
+    rows = pd.Series(np.arange(len(there)), index=there).reindex(here)
     missing = int(rows.isna().sum())
     extra = len(second.items) - len(first.items) + missing
     if missing or extra:

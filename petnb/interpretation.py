@@ -274,9 +274,9 @@ def save(
     "Write everything to one .npz file, all or nothing."
     path = Path(path)
     columns = {name: interp.items[name].tolist() for name in ("path", "label", "split")}
-    root = None if interp.root is None else str(interp.root)
-    if root is not None:
-        columns["path"] = [below(name, root) for name in columns["path"]]
+    root = None if interp.root is None else os.path.abspath(interp.root)
+    if interp.root is not None:
+        columns["path"] = [below(name, interp.root) for name in columns["path"]]
     told = {"format": INTERPRETATION_FORMAT, "vocab": interp.vocab, "split": interp.split}
     text = json.dumps({**told, "root": root, "items": columns}).encode("ascii")
     arrays = {name: getattr(interp, name) for name in ("probs", "targets", "losses")}

@@ -176,7 +176,7 @@ function confusion(actual, predicted) {
   control("actual").value = actual;
   control("predicted").value = predicted;
   refresh();
-  control("pages").scrollIntoView({block: "nearest"});
+  control("grid").firstChild.scrollIntoView({block: "nearest"});
 }
 
 function field(actual, predicted) {
@@ -254,7 +254,8 @@ h1 {font-size: 20px; margin: 0 0 4px} p {margin: 0 0 12px}
   #both {flex-direction: column} #grid {width: 100%}
   #side {--others: 124px; --names: 84px; position: static; max-width: 100%; max-height: none}
 }
-.cell {margin: 0; font-size: 11px; line-height: 15px} .cell > * {display: block}
+.cell {margin: 0; font-size: 11px; line-height: 15px; scroll-margin-top: 44px}
+.cell > * {display: block}
 .cell bdi, .cell div {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 .picture {width: 100%; height: 120px; object-fit: contain; object-position: left}
 div.picture {background: var(--edge)}

@@ -321,7 +321,7 @@ def test_each_field_of_the_reports_matrix(visit: Visit, report: tuple[Path, Any]
 def test_the_reports_matrix_needs_no_sideways_scrolling(
     visit: Visit, report: tuple[Path, Any], classes: int, width: int
 ) -> None:
-    """Neither does the page; beside the matrix there is room for two pictures or more."""
+    """Nor does the page; two pictures or more stand in a row, and a click brings them into view."""
     page, (_, few) = visit(), report
     names = [f"staffordshire_bull_terrier_{number:02}" for number in range(classes)]
     n, every = 2 * classes, np.arange(2 * classes) % classes
@@ -340,6 +340,8 @@ def test_the_reports_matrix_needs_no_sideways_scrolling(
     assert first is not None
     assert second is not None
     assert first["y"] == second["y"]
+    page.locator("#matrix button").last.click()
+    expect(page.locator(".cell").first).to_be_in_viewport(ratio=1)
 
 
 def test_hostile_names_are_inert_in_the_report(visit: Visit, report: tuple[Path, Any]) -> None:

@@ -198,6 +198,20 @@ def test_a_file_finds_images_that_have_moved(tmp_path: Path) -> None:
     assert Interpretation.load(found.save(kept)).root == tmp_path / "moved"
 
 
+def test_a_folder_that_was_named_from_here_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interp = synthetic(12, 6)
+    interp.root = Path("photographs")
+    monkeypatch.chdir(tmp_path)
+    kept = interp.save(tmp_path / "one.npz")
+    again = Interpretation.load(kept)
+    assert again.items["path"][3] == str(tmp_path / "photographs" / "000003.jpg")
+    assert interp.compare(again).flipped().empty
+    monkeypatch.chdir("/")
+    assert Interpretation.load(kept).items.equals(again.items)
+
+
 class Malicious:
     """What runs a command when it is unpickled."""
 
