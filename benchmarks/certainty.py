@@ -22,10 +22,10 @@ from petnb.recipes import follow
 
 INTRODUCTION = """# What temperature and threshold are worth
 
-Written by `python benchmarks/certainty.py`. {machine}; {versions}. Packaged EfficientNet-Lite0,
-224 pixels, the head alone, {n} photographs held out; answers of which {wanted:.0%} are right are
-wished for. Calibration error, loss and the right ones among the answered are judged on fifths of
-the photographs by what the other four choose.
+Written by `python benchmarks/certainty.py`. {machine}; {versions}.
+Packaged EfficientNet-Lite0, 224 pixels, the head alone, {n} photographs held out; wished for are
+answers of which {wanted:.0%} are right. Calibration error, loss and the right ones among the
+answered are judged on fifths of the photographs by what the other four choose.
 
 """
 

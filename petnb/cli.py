@@ -12,8 +12,9 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,7 +29,7 @@ __all__ = ['AUGMENTATIONS', 'GRAVE', 'HINTS', 'nearest', 'Parser', 'WrongUseErro
            'add_command', 'add_data', 'count', 'train', 'add_train', 'add_numbers', 'lr_find', 'add_lr_find',
            'model_of', 'views_of_run', 'answers', 'predict', 'add_predict', 'try_it', 'add_try', 'write_page',
            'add_report', 'check', 'add_check', 'export', 'add_export', 'make_parser', 'parse', 'jsonable', 'hint_of',
-           'near_path', 'fail', 'streams', 'run', 'main']
+           'near_path', 'fail', 'warning_line', 'streams', 'run', 'main']
 
 # %% ../nbs/10_cli.ipynb #f4cb71cd
 def nearest(
@@ -485,6 +486,8 @@ def export(
 
     model = model_of(arguments.model)
     target = Path(arguments.out or model.with_suffix(".onnx"))
+    if model.suffix == ".onnx":
+        raise WrongUseError(f"{model} is written already; give a run folder or a .safetensors file")
     if target.suffix not in (".onnx", ".safetensors"):
         raise WrongUseError(f"{target} ends in neither .onnx nor .safetensors")
     if target.resolve() == model.resolve():
@@ -596,9 +599,9 @@ def near_path(
     for word in re.findall(r"[^\s'\";,:]*[\w.]", message):
         path = Path(word)
         if len(word) > 2 and not path.exists() and path.parent.is_dir() and path.name:
-            beside = [other.name for other in path.parent.iterdir()]
-            if near := nearest(path.name, beside):
-                return near
+            beside = {other.stem: other.name for other in path.parent.iterdir()}
+            if near := get_close_matches(path.stem, beside, 1, 0.6):
+                return f"did you mean {beside[near[0]]}?"
     return ""
 
 # %% ../nbs/10_cli.ipynb #7f6838ea
@@ -616,6 +619,15 @@ def fail(
     return 2 if isinstance(error, WrongUseError) else 1
 
 # %% ../nbs/10_cli.ipynb #b8da8f00
+def warning_line(
+    message: Warning | str,  # What people should know
+    *place: Any,  # Category, file and line, which Python would show
+    **code: Any,  # And the line itself
+) -> str:
+    "A warning as people read it."
+    return f"petnb: {message}\n"
+
+# %% ../nbs/10_cli.ipynb #60d797f8
 @contextmanager
 def streams(
     as_json: bool,  # What people read goes to standard error
@@ -625,11 +637,12 @@ def streams(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="surrogateescape")
-    if not as_json:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
+    as_python, warnings.formatwarning = warnings.formatwarning, warning_line
+    try:
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            yield
+    finally:
+        warnings.formatwarning = as_python
 
 # %% ../nbs/10_cli.ipynb #a2ce7094
 def run(

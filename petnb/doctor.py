@@ -38,7 +38,9 @@ __all__ = ['WEB_PAGE', 'BROKEN', 'ODD', 'CHANGES', 'TWINS', 'SPOILT', 'Truth', '
 WEB_PAGE = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
 
 
-def too_many_pixels(content: bytes) -> bytes:
+def too_many_pixels(
+    content: bytes,  # Of a healthy file; of no matter here
+) -> bytes:
     "A PNG of a few kilobytes that unfolds to 100 million pixels."
     buffer = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
@@ -95,24 +97,37 @@ SPOILT = BROKEN | {fault: redrawn(change) for fault, change in ODD.items()}
 # %% ../nbs/00b_doctor.ipynb #619142b9
 from .data import PETS_PATTERN, image_files, labels_from_names
 
+Truth = tuple[str, str, str, str]  # path, fault, detail, and of a twin the original's path
 
-def spoil(path: Path, fault: str, change: Callable[[bytes], bytes]) -> tuple[str, str, str, str]:
+
+def spoil(
+    path: Path,  # A healthy picture
+    fault: str,  # The name of what is done
+    change: Callable[[bytes], bytes],  # What is done to its bytes
+) -> Truth:
     "Change the bytes of the file at `path`, and answer what was done."
     before = path.read_bytes()
     path.write_bytes(change(before))
     return str(path), fault, f"{len(before):,} bytes before, {path.stat().st_size:,} now", ""
 
-
+# %% ../nbs/00b_doctor.ipynb #c9f5f84b
 def add_twin(
-    path: Path, kind: str, change: Callable[[bytes], bytes], number: int
-) -> tuple[str, str, str, str]:
+    path: Path,  # A healthy picture, which stays so
+    kind: str,  # The name of what is done to the copy
+    change: Callable[[bytes], bytes],  # What is done to its bytes
+    number: int,  # In the name of the copy
+) -> Truth:
     "Put a changed copy of the file at `path` beside it, under the same breed."
     twin = path.with_name(f"{labels_from_names([path], PETS_PATTERN)[0]}_{number}.jpg")
     twin.write_bytes(change(path.read_bytes()))
     return str(twin), "exact duplicate" if kind == "copied" else "near duplicate", kind, str(path)
 
-
-def mislabel(path: Path, breeds: Sequence[str], number: int) -> tuple[str, str, str, str]:
+# %% ../nbs/00b_doctor.ipynb #4e30bf02
+def mislabel(
+    path: Path,  # A healthy picture
+    breeds: Sequence[str],  # All there are, in the order of the alphabet
+    number: int,  # In its new name
+) -> Truth:
     "Rename the file at `path` to the breed that comes next in the alphabet."
     shown = labels_from_names([path], PETS_PATTERN)[0]
     wrong = breeds[(breeds.index(shown) + 1) % len(breeds)]
@@ -120,9 +135,6 @@ def mislabel(path: Path, breeds: Sequence[str], number: int) -> tuple[str, str, 
     return str(renamed), "wrong label", f"shows a {shown}", ""
 
 # %% ../nbs/00b_doctor.ipynb #4fb96a96
-Truth = list[tuple[str, str, str, str]]  # path, fault, detail, and of a twin the original's path
-
-
 def plant_faults(
     source: str | Path,  # Healthy pictures named `<breed>_<number>.jpg`, such as the drawn pets
     target: str | Path,  # A new folder for the copies; the source is left alone
@@ -138,7 +150,7 @@ def plant_faults(
     breeds = sorted(set(labels_from_names(healthy, PETS_PATTERN)))
     lot = np.random.default_rng(seed).permutation(count)
     patients = iter([healthy[position] for position in lot])
-    truth = Truth()
+    truth = list[Truth]()
     for _ in range(each):
         truth += [spoil(next(patients), fault, change) for fault, change in SPOILT.items()]
         for kind, change in TWINS.items():
@@ -328,7 +340,10 @@ def join_twins(
 Row = tuple[int | None, str, str, int | None]  # Position, finding, reason, position of the twin
 
 
-def named(items: pd.DataFrame, position: int) -> str:
+def named(
+    items: pd.DataFrame,  # With `path`
+    position: int,  # Of one item
+) -> str:
     "The name of a file, without its folders."
     return Path(items["path"].iloc[position]).name
 
@@ -393,7 +408,9 @@ UNKEPT = "nothing was kept for the next time: {}"
 METHOD = 1  # To be raised when `measure` measures differently: what was kept is then forgotten
 
 
-def version_of(path: str) -> str:
+def version_of(
+    path: str,  # An existing file
+) -> str:
     "What changes when a file does, or the way in which it is measured."
     status = os.stat(path)
     how = f"{METHOD} {PIL.__version__} {Image.MAX_IMAGE_PIXELS}"
@@ -499,7 +516,9 @@ FINDINGS = {  # What will happen with such a file if nothing is done
 COLUMNS = ["path", "label", "finding", "reason", "what will happen", "twin"]
 
 
-def printable(text: Any) -> str:
+def printable(
+    text: Any,  # Mostly a path
+) -> str:
     "Text that can be shown anywhere: bytes of a name that are no characters become escapes."
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -543,13 +562,18 @@ def as_table(
     return table.reset_index(drop=True)
 
 # %% ../nbs/00b_doctor.ipynb #a720fbea
-def relative(path: str, root: Path) -> str:
+def relative(
+    path: str,  # Of a file; empty: there is none
+    root: Path,  # A folder that it may lie in
+) -> str:
     "The path below `root`, if it lies there."
     inside = path and Path(path).is_relative_to(root)
     return Path(path).relative_to(root).as_posix() if inside else path
 
 
-def thumbnail(path: str) -> Image.Image:
+def thumbnail(
+    path: str,  # Any file
+) -> Image.Image:
     "A small picture of the file; a grey square if it cannot be decoded."
     try:
         picture = open_image(path, at_least=SIDE)
@@ -583,18 +607,28 @@ class Checkup:
         chosen = self.table[self.table["finding"].isin(findings)]
         return replace(self, table=chosen.reset_index(drop=True))
 
-    def to_csv(self, path: str | Path) -> None:
+    def to_csv(
+        self,
+        path: str | Path,  # The file to write
+    ) -> None:
         "Save the table, exactly as it is."
         self.table.to_csv(path, index=False, encoding="utf-8", errors="surrogateescape")
 
-    def shown(self, rows: int = 20) -> pd.DataFrame:
+    def shown(
+        self,
+        rows: int = 20,  # At most
+    ) -> pd.DataFrame:
         "The first rows with short, printable paths."
         head = self.table.head(rows).copy()
         for column in ("path", "twin"):
             head[column] = [printable(relative(path, self.root)) for path in head[column]]
         return head.map(printable)
 
-    def show(self, n: int = 10, columns: int = 5) -> np.ndarray:
+    def show(
+        self,
+        n: int = 10,  # Files, at most
+        columns: int = 5,  # Pictures in a row
+    ) -> np.ndarray:  # The axes, one a picture
         "Thumbnails of the first `n` files with a finding, each before its twin if it has one."
         rows = self.table[self.table["path"] != ""].head(n)
         pictures, titles = list[Image.Image](), list[str]()

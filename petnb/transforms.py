@@ -35,10 +35,10 @@ from .data import ImageData, available_cores, open_image, show_images
 # %% auto #0
 __all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform', 'relight',
            'RandomLight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads',
-           'on_all_cores', 'make_views', 'file_version', 'DecodedImages', 'ImageDataset', 'EpochBatches', 'turns',
-           'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader', 'default_workers',
-           'ignore_ctrl_c', 'training_transform', 'choose_batches', 'make_loader', 'epoch_batches', 'show_batch',
-           'Normalize', 'show_tensors']
+           'on_all_cores', 'make_views', 'file_version', 'DecodedImages', 'ImageDataset', 'Places', 'EpochBatches',
+           'turns', 'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader',
+           'default_workers', 'ignore_ctrl_c', 'training_transform', 'choose_batches', 'make_loader', 'epoch_batches',
+           'show_batch', 'Normalize', 'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #2187e142
 class View(v2.Transform, ABC):  # type: ignore[misc]
@@ -313,29 +313,22 @@ class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
         told = repr((files, self.targets, self.transform, self.seed))
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
-# %% ../nbs/01_transforms.ipynb #5da9001b
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    "All images once, in near-equal batches; the order depends on (seed, epoch) alone."
-
-    balanced = False  # Whether each class comes equally often
+# %% ../nbs/01_transforms.ipynb #eb78d373
+class Places:
+    "The places of an epoch in near-equal batches; their order depends on (seed, epoch) alone."
 
     def __init__(
         self,
-        n_images: int,  # Images on this side of the split
-        batch_size: int,  # Images in one batch, at most
-        shuffle: bool,  # A new order each epoch, or always the order of the items
+        n_places: int,  # Places in an epoch
+        batch_size: int,  # Places in one batch, at most
+        shuffle: bool,  # A new order each epoch, or always the same
         seed: int,  # The data's seed
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
-        self.n_images, self.batch_size, self.shuffle = n_images, batch_size, shuffle
-        self.seed, self.epoch, self.view, self.skip = seed, 0, 0, 0
+        self.n_places, self.batch_size = n_places, batch_size
+        self.shuffle, self.seed = shuffle, seed
         self.share = (0, 1)  # Which part of each batch this process takes, of how many (03d)
-        self.n_places = n_images
-
-    def set_epoch(self, epoch: int, view: int | None = None, skip: int = 0) -> None:
-        "Choose the order of the next walk, its views (None: the same epoch's) and where it begins."
-        self.epoch, self.view, self.skip = epoch, epoch if view is None else view, skip
 
     def order(self, epoch: int) -> np.ndarray:
         "The places in the order in which `epoch` goes through them."
@@ -343,15 +336,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         if not self.shuffle:
             return places
         return np.random.default_rng([self.seed, epoch]).permutation(places)
-
-    def keys(self, view: int) -> list[tuple[int, int]]:
-        "What lies at each place: which view of which image."
-        return [(view, index) for index in range(self.n_images)]
-
-    def walk(self) -> list[tuple[int, int]]:
-        "Views and images of the chosen epoch, in its order."
-        keys = self.keys(self.view)
-        return [keys[place] for place in self.order(self.epoch)]
 
     def __len__(self) -> int:
         return math.ceil(self.n_places / self.batch_size)
@@ -364,6 +348,40 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         "The part of each batch that this process takes, or another: the first is (0, 2) of two."
         number, of = share or self.share
         return [np.array_split(batch, of)[number] for batch in self.whole(epoch)]
+
+# %% ../nbs/01_transforms.ipynb #c2a9ed79
+class EpochBatches(Places, Sampler[list[tuple[int, int]]]):
+    "All images once, in near-equal batches; the order depends on (seed, epoch) alone."
+
+    balanced = False  # Whether each class comes equally often
+
+    def __init__(
+        self,
+        n_images: int,  # Images on this side of the split
+        batch_size: int,  # Images in one batch, at most
+        shuffle: bool,  # A new order each epoch, or always the order of the items
+        seed: int,  # The data's seed
+    ):
+        super().__init__(n_images, batch_size, shuffle, seed)
+        self.n_images, self.epoch, self.view, self.skip = n_images, 0, 0, 0
+
+    def set_epoch(
+        self,
+        epoch: int,  # Whose order
+        view: int | None = None,  # Whose views; None: the same epoch's
+        skip: int = 0,  # Batches to leave out at the beginning of the next walk
+    ) -> None:
+        "Choose the order of the next walk, its views and where it begins."
+        self.epoch, self.view, self.skip = epoch, epoch if view is None else view, skip
+
+    def keys(self, view: int) -> list[tuple[int, int]]:
+        "What lies at each place: which view of which image."
+        return [(view, index) for index in range(self.n_images)]
+
+    def walk(self) -> list[tuple[int, int]]:
+        "Views and images of the chosen epoch, in its order."
+        keys = self.keys(self.view)
+        return [keys[place] for place in self.order(self.epoch)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         skip, self.skip = self.skip, 0  # For one walk only

@@ -364,6 +364,24 @@ def test_an_export_is_what_its_name_says(
     assert (place / "run" / "model.safetensors").read_bytes() == before
 
 
+def test_onnx_is_not_copied_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "pets.onnx").write_bytes(b"any")
+    target = tmp_path / "pets.safetensors"
+    assert main(["export", str(tmp_path / "pets.onnx"), "--out", str(target)]) == 2
+    assert not target.exists()
+
+
+def test_a_warning_is_a_line(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "photographs", tmp_path / "mine")
+    for path in sorted((tmp_path / "mine" / "pug").iterdir())[1:]:
+        path.unlink()
+    said = petnb("check", "mine", "--rows", "1", cwd=tmp_path).stderr.splitlines()
+    warned = [line for line in said if "'pug' (1)" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith("petnb: ")
+    assert not [line for line in said if "Warning" in line or "return" in line]
+
+
 def test_features_that_were_kept_change_nothing(place: Path) -> None:
     words = ["train", "--data", str(place / "photographs"), "--recipe", "fast", "--epochs", "1"]
     kept, models = place / "features", []
