@@ -20,6 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from .colours import BLUE, PLAIN_GREY
 from .data import progress_bar
 from .learner import Learner
 from .lr_finder import preserved
@@ -458,8 +459,8 @@ def plot_probes(
     _, axes = plt.subplots(figsize=(6, 3))
     probes = advice.probes
     errors = 2 * probes["error"]
-    axes.errorbar(probes.index, probes["accuracy"], errors, color="#3b6ea5", marker="o", capsize=3)
-    axes.axhline(1 / advice.n_probed, color="#888888", linestyle=":", label="chance")
+    axes.errorbar(probes.index, probes["accuracy"], errors, color=BLUE, marker="o", capsize=3)
+    axes.axhline(1 / advice.n_probed, color=PLAIN_GREY, linestyle=":", label="chance")
     axes.set(xlabel="depth of the features", ylabel="accuracy of a linear probe", ylim=(0, 1.02))
     axes.set_title("How well each depth tells the classes apart")
     axes.legend(frameon=False, fontsize=8)

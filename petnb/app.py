@@ -22,6 +22,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from .attention import grad_cam, overlay
+from .colours import BLUE
 from .inference import ImageLike, Prediction, Predictor, TorchScorer, open_for, views_of
 
 # %% auto #0
@@ -57,7 +58,7 @@ def evidence(
     return overlay(seen_by(predictor, image), heat)
 
 # %% ../nbs/09c_try_it.ipynb #293e3c80
-SURE, UNSURE = "#3b6ea5", "#9a9a9a"  # Blue, grey
+SURE, UNSURE = BLUE, "#9a9a9a"  # Blue, grey
 
 
 class Bar:

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from .colours import DARK_BLUE, PALE_BLUE
 from .interpretation import Interpretation
 from .losses import wilson_interval
 
@@ -68,9 +69,9 @@ def plot_reliability(
     table = reliability(interp.probs, interp.targets, n_bins)
     ends = [wilson_interval(a, n) for a, n in table[["accuracy", "images"]].to_numpy()]
     axes.plot([0, 1], [0, 1], "--", color="grey")
-    axes.vlines(table["confidence"], *np.transpose(ends), color="#9db8d2", linewidth=4)
+    axes.vlines(table["confidence"], *np.transpose(ends), color=PALE_BLUE, linewidth=4)
     sizes = 20 + 180 * table["images"] / table["images"].max()
-    axes.scatter(table["confidence"], table["accuracy"], sizes, color="#1f3d5c", zorder=3)
+    axes.scatter(table["confidence"], table["accuracy"], sizes, color=DARK_BLUE, zorder=3)
     error = calibration_error(interp.probs, interp.targets, n_bins)
     axes.set(xlabel="confidence", ylabel="accuracy, 95 % interval", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title(f"calibration error {error:.1%}, {n_bins} bins", fontsize=10)
@@ -208,8 +209,8 @@ def plot_coverage(
     answered = (curve["coverage"] * len(interp.targets)).round()
     pairs = zip(curve["accuracy"], answered, strict=True)
     low, high = np.transpose([wilson_interval(share, int(n)) for share, n in pairs])
-    axes.fill_between(curve["coverage"], low, high, color="#9db8d2", alpha=0.5, linewidth=0)
-    axes.plot(curve["coverage"], curve["accuracy"], color="#1f3d5c")
+    axes.fill_between(curve["coverage"], low, high, color=PALE_BLUE, alpha=0.5, linewidth=0)
+    axes.plot(curve["coverage"], curve["accuracy"], color=DARK_BLUE)
     axes.set(xlabel="coverage: share of images answered", ylabel="accuracy, 95 % interval")
     axes.set_title(f"all answered: {interp.accuracy:.1%}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -14,6 +14,7 @@ import torch
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor
 
+from .colours import BLUE, ORANGE
 from .data import in_notebook
 from .learner import Callback, Fit, Recorder, load_weights
 
@@ -233,9 +234,9 @@ def plot_losses(
     rows = recorder.rows[first_row:]
     done = len(rows) * torch.arange(1, len(recorder.losses) + 1) / max(len(recorder.losses), 1)
     axes.plot(done, recorder.losses, color="#c9d8e6", label="training, each step")
-    axes.plot(done, recorder.smoothed(), color="#3b6ea5", label="training, average")
+    axes.plot(done, recorder.smoothed(), color=BLUE, label="training, average")
     epochs = range(1, len(rows) + 1)
-    axes.plot(epochs, [row["valid_loss"] for row in rows], "o-", color="#e8a33d", label="held out")
+    axes.plot(epochs, [row["valid_loss"] for row in rows], "o-", color=ORANGE, label="held out")
     axes.set(xlabel="epoch", ylabel="loss", xlim=(0, 1.02 * n_epochs))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

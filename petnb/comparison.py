@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from .colours import BLUE, RED
 from .data import show_images
 from .interpretation import Interpretation
 
@@ -149,7 +150,7 @@ def flipped(
     return table.reindex(change[changed].sort_values(ascending=False, kind="stable").index)
 
 # %% ../nbs/07d_comparing_models.ipynb #a061d8d7
-VERDICT_COLORS = {"broken": "#b3392f", "mended": "#3b6ea5", "still wrong": "black"}
+VERDICT_COLORS = {"broken": RED, "mended": BLUE, "still wrong": "black"}
 
 
 def plot_flipped(

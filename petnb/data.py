@@ -24,6 +24,8 @@ import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from .colours import BLUE, ORANGE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
@@ -850,7 +852,7 @@ def show_images(
     return grid
 
 # %% ../nbs/00_data.ipynb #d5b3b690
-SIDE_COLORS = {"train": "#3b6ea5", "valid": "#e8a33d", "test": "#7a9a5b"}
+SIDE_COLORS = {"train": BLUE, "valid": ORANGE, "test": "#7a9a5b"}
 SIDE_WORDS = {"train": "to learn from", "valid": "held out", "test": "for the last test"}
 
 

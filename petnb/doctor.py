@@ -23,6 +23,7 @@ import pandas as pd
 import PIL
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from .colours import PALE_GREY
 from .data import ImageData, ImageError, cache_folder, no_bomb_warnings, open_image, reason_of
 
 # %% auto #0
@@ -578,7 +579,7 @@ def thumbnail(
     try:
         picture = open_image(path, at_least=SIDE)
     except (OSError, ValueError):
-        picture = Image.new("RGB", (SIDE, SIDE), "#cccccc")
+        picture = Image.new("RGB", (SIDE, SIDE), PALE_GREY)
     picture.thumbnail((SIDE, SIDE))
     return picture
 

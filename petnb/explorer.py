@@ -24,6 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from .attention import class_activation_map, overlay, seen_image
+from .colours import BLUE, PALE_GREY, RED
 from .data import ImageData, open_image
 from .doctor import printable
 from .edits import KEEP, RELABEL, Decision, Edits, edits_of, names_below
@@ -141,7 +142,7 @@ def thumbnail(
     try:
         return as_jpeg(open_image(path, at_least=side), side)
     except (OSError, ValueError):
-        return as_jpeg(Image.new("RGB", (side, side), "#cccccc"))
+        return as_jpeg(Image.new("RGB", (side, side), PALE_GREY))
 
 
 def unseen(
@@ -184,7 +185,7 @@ def as_text(
     return f"<bdi>{escape(printable(text))}</bdi>"
 
 # %% ../nbs/08_explorer.ipynb #30069888
-RED, GREEN, BLUE, GREY = "#b3392f", "#2e7d4f", "#3b6ea5", "#767676"
+RED, GREEN, BLUE, GREY = RED, "#2e7d4f", BLUE, "#767676"
 ELLIPSIS = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 
 

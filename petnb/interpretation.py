@@ -22,6 +22,7 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import classification_report, confusion_matrix
 from torch.nn import functional as F
 
+from .colours import DARK_BLUE, ORANGE, PALE_BLUE, RED
 from .data import show_images
 from .learner import Learner, get_preds
 from .losses import TopAccuracy, wilson_interval
@@ -350,7 +351,7 @@ def show_rows(
     paths = [str(row.path) for row in rows]
     if missing := [path for path in paths if not os.path.exists(path)]:
         raise FileNotFoundError(told_of_missing(missing, len(paths)))
-    colors = ["black" if row.prediction == row.actual else "#b3392f" for row in rows]
+    colors = ["black" if row.prediction == row.actual else RED for row in rows]
     axes = show_images(paths, titles, min(max(len(rows), 1), 5), 2, colors=colors)
     figure = axes.flat[0].figure
     figure.suptitle(heading, fontsize=9)
@@ -523,9 +524,9 @@ def plot_per_class(
     size = (6, 1 + 0.22 * len(table))
     _, axes = plt.subplots(figsize=size, layout="constrained")
     places = range(len(table))
-    axes.hlines(places, table["low"], table["high"], color="#9db8d2", linewidth=4)
-    axes.plot(table["accuracy"], places, "o", color="#1f3d5c")
-    axes.axvline(interp.macro_accuracy, color="#e8a33d", linestyle="--")
+    axes.hlines(places, table["low"], table["high"], color=PALE_BLUE, linewidth=4)
+    axes.plot(table["accuracy"], places, "o", color=DARK_BLUE)
+    axes.axvline(interp.macro_accuracy, color=ORANGE, linestyle="--")
     axes.set_yticks(places, list(table.index), parse_math=False)
     axes.set(xlabel="accuracy, 95 % interval; dashed: mean of all classes", xlim=(0, 1.02))
     axes.set_title(f"the {len(table)} hardest of {len(interp.vocab)} classes", fontsize=10)

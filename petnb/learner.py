@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from . import speed
+from .colours import BLUE, CYCLE, ORANGE, PALE_BLUE
 from .data import ImageData, in_notebook, progress_bar
 from .frozen_part import FrozenPart, frozen_part, whole_body
 from .kept_features import FeatureFolder
@@ -273,8 +274,8 @@ def plot_loss(
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(6, 3))
-    axes.plot(recorder.losses, ".", color="#9db8d2", label="each batch")
-    axes.plot(recorder.smoothed(), color="#3b6ea5", label="moving average")
+    axes.plot(recorder.losses, ".", color=PALE_BLUE, label="each batch")
+    axes.plot(recorder.smoothed(), color=BLUE, label="moving average")
     axes.set(xlabel="step", ylabel="training loss", title="Loss while training")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -294,7 +295,7 @@ def plot_lr(
         axes.plot(lrs[:, group], color=color, label=f"group {group}")
     axes.set(xlabel="step", ylabel="learning rate", yscale="log")
     momentum = axes.twinx()
-    momentum.plot(np.array(recorder.moms)[:, -1], "--", color="#e8a33d")
+    momentum.plot(np.array(recorder.moms)[:, -1], "--", color=ORANGE)
     momentum.set_ylabel("momentum (dashed)")
     if len(colors) <= 5:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5)
@@ -311,10 +312,11 @@ def plot_metrics(
     history = recorder.history.set_index(np.arange(1, len(recorder.rows) + 1))
     losses = [name for name in ("train_loss", "valid_loss") if name in history]
     metrics = [name for name in history.columns if name not in ("epoch", "seconds", *losses)]
-    for axes, names in zip(panels, (losses, metrics), strict=True):
+    for axes, title, names in zip(panels, ("Losses", "Metrics"), (losses, metrics), strict=True):
+        axes.set_prop_cycle(color=CYCLE)
         for name in names:
             axes.plot(history[name], ".-", label=name)
-        axes.set(xlabel="epoch", xticks=history.index[:: max(len(history) // 10, 1)])
+        axes.set(title=title, xlabel="epoch", xticks=history.index[:: max(len(history) // 10, 1)])
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return np.asarray(panels)

@@ -19,6 +19,7 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
+from .colours import BLUE, ORANGE, PALE_BLUE
 from .data import progress_bar
 from .learner import Fit, Learner, NonFiniteError, gather, smooth, train_step, training_batches
 from .optimizers import Rate, create_optimizer, rates
@@ -278,13 +279,13 @@ def plot_finder(
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(6, 3.5))
-    axes.plot(found.lrs, found.raw_losses, ".", color="#9db8d2", markersize=4, label="each batch")
-    axes.plot(found.lrs, found.losses, color="#3b6ea5", label="smoothed")
+    axes.plot(found.lrs, found.raw_losses, ".", color=PALE_BLUE, markersize=4, label="each batch")
+    axes.plot(found.lrs, found.losses, color=BLUE, label="smoothed")
     lrs, losses = found.part()
     if found.lr_range:
         low, middle, high = found.lr_range
-        axes.axvspan(low, high, color="#e8a33d", alpha=0.25, lw=0)
-        axes.axvline(middle, color="#e8a33d", label=f"half of the fall: {middle:.1e}")
+        axes.axvspan(low, high, color=ORANGE, alpha=0.25, lw=0)
+        axes.axvline(middle, color=ORANGE, label=f"half of the fall: {middle:.1e}")
     for (name, lr), marker in zip(found.suggestions.items(), "vs^D", strict=False):
         axes.plot(lr, np.interp(lr, lrs, losses), marker, label=f"{name}: {lr:.1e}")
     first_half = np.array(found.losses[: max(len(found.losses) // 2, 1)])

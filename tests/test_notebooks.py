@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import nbformat
 import pytest
+from matplotlib.colors import to_hex
+
+import petnb
+from petnb.colours import CYCLE
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [
@@ -93,3 +98,14 @@ def test_what_could_show_photographs_shows_drawings(notebook: Any) -> None:
              if cell.cell_type == "code" and 'get("PETNB_PHOTOS")' in cell.source]
     said = "".join(output.get("text", "") for _, output in outputs(notebook))
     assert not reads or "Run on drawn pets" in said
+
+
+def test_figures_have_the_colours_of_the_book() -> None:
+    """Those of matplotlib's settings for the notebooks too; and no other place repeats them."""
+    settings = matplotlib.rc_params_from_file(ROOT / "nbs" / "matplotlibrc", use_default_template=False)
+    lines = settings["axes.prop_cycle"].by_key()["color"]
+    assert [to_hex(color if color.startswith("#") else f"#{color}") for color in lines] == [*CYCLE]
+    for path in Path(petnb.__file__).parent.glob("*.py"):
+        if path.stem != "colours":
+            text = path.read_text(encoding="utf-8")
+            assert not [color for color in CYCLE if f'"{color}"' in text], path.name
