@@ -102,7 +102,8 @@ def test_what_could_show_photographs_shows_drawings(notebook: Any) -> None:
 
 def test_figures_have_the_colours_of_the_book() -> None:
     """Those of matplotlib's settings for the notebooks too; and no other place repeats them."""
-    settings = matplotlib.rc_params_from_file(ROOT / "nbs" / "matplotlibrc", use_default_template=False)
+    file = ROOT / "nbs" / "matplotlibrc"
+    settings = matplotlib.rc_params_from_file(file, use_default_template=False)
     lines = settings["axes.prop_cycle"].by_key()["color"]
     assert [to_hex(color if color.startswith("#") else f"#{color}") for color in lines] == [*CYCLE]
     for path in Path(petnb.__file__).parent.glob("*.py"):
