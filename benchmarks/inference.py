@@ -30,8 +30,8 @@ INTRODUCTION = """# Speed of answers
 Written by `python benchmarks/inference.py`. {machine}; {versions}.
 Backbone {backbone}, {size} pixels, {n} classes. Largest difference of a probability between
 PyTorch in float32 and onnxruntime on {images} images: {difference:.1e}.
-Load average at the end {load:.1f}: over the number of cores, only the order of the rows means
-anything.
+Load average at the end {load:.1f}. (Were it over the number of cores, only the order of the rows
+would mean anything.)
 
 ## The network alone, milliseconds an image
 
