@@ -34,14 +34,14 @@ from .sources import DELETE
 from .wrong_labels import label_quality
 
 # %% auto #0
-__all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'RED', 'GREEN', 'BLUE', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'UPRIGHT', 'BESIDE',
-           'LOG', 'KEYS', 'SHORTCUTS', 'NARROW', 'ACTIONS', 'STEPS', 'browsing_table', 'View', 'select', 'searchable',
-           'as_jpeg', 'thumbnail', 'unseen', 'heat_thumbnail', 'picture_of', 'as_text', 'line', 'bar', 'verdict',
-           'caption_html', 'small_button', 'Cell', 'Pages', 'make_cells', 'fill_cells', 'busiest', 'shade',
-           'matrix_buttons', 'heading', 'matrix_grid', 'confused_pairs', 'Matrix', 'guarded', 'newly_typed', 'still',
-           'page_output', 'class_choices', 'name_choices', 'view_controls', 'Controls', 'lay_out', 'connect_view',
-           'common_folder', 'where_we_are', 'Viewer', 'ask_for', 'Explorer', 'mend', 'take_back', 'press_key',
-           'move_frame', 'connect', 'connect_cells', 'pick_here']
+__all__ = ['ORDERS', 'SHOWN', 'ANY', 'SIDE', 'GREEN', 'GREY', 'ELLIPSIS', 'TO_THE_EDGE', 'UPRIGHT', 'BESIDE', 'LOG', 'KEYS',
+           'SHORTCUTS', 'NARROW', 'ACTIONS', 'STEPS', 'browsing_table', 'View', 'select', 'searchable', 'as_jpeg',
+           'thumbnail', 'unseen', 'heat_thumbnail', 'picture_of', 'as_text', 'line', 'bar', 'verdict', 'caption_html',
+           'small_button', 'Cell', 'Pages', 'make_cells', 'fill_cells', 'busiest', 'shade', 'matrix_buttons', 'heading',
+           'matrix_grid', 'confused_pairs', 'Matrix', 'guarded', 'newly_typed', 'still', 'page_output', 'class_choices',
+           'name_choices', 'view_controls', 'Controls', 'lay_out', 'connect_view', 'common_folder', 'where_we_are',
+           'Viewer', 'ask_for', 'Explorer', 'mend', 'take_back', 'press_key', 'move_frame', 'connect', 'connect_cells',
+           'pick_here']
 
 # %% ../nbs/08_explorer.ipynb #f8267a51
 def browsing_table(
@@ -185,7 +185,7 @@ def as_text(
     return f"<bdi>{escape(printable(text))}</bdi>"
 
 # %% ../nbs/08_explorer.ipynb #30069888
-RED, GREEN, BLUE, GREY = RED, "#2e7d4f", BLUE, "#767676"
+GREEN, GREY = "#2e7d4f", "#767676"
 ELLIPSIS = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 
 
