@@ -66,7 +66,8 @@ def to_rgb(
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, background)
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 # %% ../nbs/00_data.ipynb #7b170136
 SIGNS = [  # How a file begins, and what that means when it cannot be decoded

@@ -249,17 +249,18 @@ def has_bfloat16(
 def seconds(
     *ways: Callable[[], Any],  # What to time
     repeats: int = 3,  # Of each, in turns; the best counts, as the others were disturbed
+    warm_up: int = 1,  # Runs of each before, which do not count
 ) -> list[float]:  # One number a way
-    "How long each way takes, after one run to warm up."
+    "How long each way takes."
     taken: list[list[float]] = [[] for _ in ways]
-    for _ in range(repeats + 1):
+    for _ in range(warm_up + repeats):
         for way, times in zip(ways, taken, strict=True):
             start = time.perf_counter()
             way()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    return [min(times[1:]) for times in taken]
+    return [min(times[warm_up:]) for times in taken]
 
 
 Choice = tuple[Literal["float32", "bfloat16"], str]  # And its reason
@@ -269,9 +270,11 @@ def quicker(
     float32: Callable[[], Any],  # Work in usual numbers
     bfloat16: Callable[[], Any],  # The same in shorter ones
     n_images: int,  # That go through in one run
+    warm_up: int = 1,  # Runs of each before; 0: both ways were used already
 ) -> Choice:
     "Time both; the shorter numbers, if they are a tenth faster."
-    long, short = (1e3 * taken / n_images for taken in seconds(float32, bfloat16, repeats=2))
+    taken = seconds(float32, bfloat16, repeats=2, warm_up=warm_up)
+    long, short = (1e3 * one / n_images for one in taken)
     reason = f"{short:.1f} ms an image in bfloat16, {long:.1f} in float32"
     return ("bfloat16" if 1.1 * short < long else "float32"), reason
 
@@ -304,7 +307,8 @@ def choose_precision(
         return "float32", f"no native bfloat16 on this {images.device.type}"
     error = relative_error(bfloat16(images), float32(images))
     if key is None or key not in _decided:
-        _decided[key] = quicker(partial(float32, images), partial(bfloat16, images), len(images))
+        ways = (partial(float32, images), partial(bfloat16, images))
+        _decided[key] = quicker(*ways, len(images), warm_up=0)  # Both have just run
     chosen, reason = _decided[key]
     return (chosen if error < 0.05 else "float32"), f"{reason}, difference {error:.1%}"
 
@@ -318,11 +322,11 @@ class FeatureExtractor:
     def __init__(
         self,
         model: nn.Module,  # A classifier, whose body is copied; or a part of a body
-        images: Tensor,  # A batch for it, to measure with; the first eight are enough
+        images: Tensor,  # A batch for it, to measure with; the first four are enough
         precision: Precision = "auto",  # "auto": measured
         name: str = "",  # Of a part: under which the choice is remembered
     ):
-        few = images[:2]
+        few = images[:1]
         if isinstance(model, Classifier):
             name = model.architecture
             model = Features(model)
@@ -332,7 +336,7 @@ class FeatureExtractor:
         library = has_convolution_library(images.device)
         n_fused = fuse_activations(self.copy, few) if library else 0
         if precision == "auto":
-            chosen, reason = self.measured(images[:8])
+            chosen, reason = self.measured(images[:4])
         else:
             chosen, reason = precision, "as asked for"
         self.dtype = getattr(torch, chosen)
@@ -360,11 +364,11 @@ class FeatureExtractor:
 def digest_of_weights(
     model: nn.Module,  # A classifier, of which only the body counts; or a part of a body
     name: str = "",  # Of a part: what its weights do not say
-) -> str:  # 32 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "A fingerprint of all weights and statistics."
     if isinstance(model, Classifier):
         return digest_of_weights(Features(model), f"{model.architecture}{model.head_name}")
-    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    digest = hashlib.sha256(name.encode())  # Newer processors have an instruction for it
     for key, tensor in model.state_dict().items():
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -33,8 +33,8 @@ from torchvision.transforms.v2 import functional as F
 from .data import ImageData, available_cores, open_image, show_images
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform', 'relight',
-           'RandomLight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads',
+__all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'PIECE', 'View', 'MiddleView', 'valid_transform',
+           'relight', 'RandomLight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads',
            'on_all_cores', 'make_views', 'file_version', 'DecodedImages', 'ImageDataset', 'Places', 'EpochBatches',
            'turns', 'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader',
            'default_workers', 'ignore_ctrl_c', 'training_transform', 'choose_batches', 'make_loader', 'epoch_batches',
@@ -599,6 +599,9 @@ def show_batch(
     return show_images(pictures, [data.vocab[int(target)] for _, target in views], columns=5)
 
 # %% ../nbs/01_transforms.ipynb #10563d60
+PIECE = 4  # Images that are normalised at once, on a CPU
+
+
 class Normalize(nn.Module):
     "Bytes, n x 3 x h x w, to floats as the backbone expects them. Runs on the device that trains."
 
@@ -615,7 +618,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+        n = PIECE if images.device.type == "cpu" else max(len(images), 1)
+        layout = torch.channels_last
+        found = torch.empty(images.shape, device=images.device, memory_format=layout)
+        for some, place in zip(torch.split(images, n), torch.split(found, n), strict=True):
+            place.copy_(some.to(torch.float32, copy=True).sub_(self.mean).div_(self.std))
+        return found
 
     def undo(self, images: Tensor) -> Tensor:
         "Back to bytes, so that a normalised batch can be looked at."
