@@ -161,7 +161,7 @@ def test_pairs_are_found_in_the_order_of_use() -> None:
 def test_inexact_bfloat16_is_refused_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("petnb.speed.has_bfloat16", lambda device: True)
 
-    def seconds(*ways: Callable[[], Any], repeats: int) -> list[float]:
+    def seconds(*ways: Callable[[], Any], **options: int) -> list[float]:
         return [1.0 if ".exact " in str(way) else 0.1 for way in ways]
 
     monkeypatch.setattr("petnb.speed.seconds", seconds)
@@ -181,7 +181,7 @@ def test_inexact_bfloat16_is_refused_however_fast(monkeypatch: pytest.MonkeyPatc
 
 def test_time_is_remembered_but_not_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("petnb.speed.has_bfloat16", lambda device: True)
-    monkeypatch.setattr("petnb.speed.seconds", lambda *ways, repeats: [1.0, 0.1])
+    monkeypatch.setattr("petnb.speed.seconds", lambda *ways, **options: [1.0, 0.1])
     one, key = torch.ones(2, 3), object()
     same: Callable[[Tensor], Tensor] = torch.clone
     assert choose_precision(same, same, one, key)[0] == "bfloat16"
