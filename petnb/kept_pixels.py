@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+import torchvision
 from PIL import ImageFile, features
 from torch import Tensor
 
@@ -35,7 +36,9 @@ DECODERS = ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "webp", "avif", "libtiff"
 def decoders() -> str:
     "All that turns files into pixels here, with versions; the same until the program ends."
     versions = {name: features.version(name) for name in DECODERS}
-    return f"petnb {__version__}, {versions}, {platform.machine()}"
+    versions |= {"petnb": __version__, "torch": torch.__version__}
+    versions |= {"torchvision": torchvision.__version__}
+    return f"{versions}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 # %% ../nbs/01b_kept_pixels.ipynb #913d800d
 def pixels_name(

@@ -305,6 +305,13 @@ class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
     ):
         super().__init__(paths, at_least, cache_bytes, folder)
         self.targets, self.transform, self.seed = list(targets), transform, seed
+        self.fixed = isinstance(transform, MiddleView)  # One view an image, kept as such
+        self.how += f", {transform}" if self.fixed else ""
+
+    def decode(self, index: int) -> Tensor:
+        "Bytes from the file, 3 x h x w, or the view if there is but one."
+        image = super().decode(index)
+        return self.transform.apply(image, None) if self.fixed else image
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -315,7 +322,8 @@ class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         "A whole batch at once, which is how a loader asks."
         images = self.pixels([index for _, index in keys])
-        views = make_views(self.transform, images, [view_seed(self.seed, *key) for key in keys])
+        seeds = [view_seed(self.seed, *key) for key in keys]
+        views = images if self.fixed else make_views(self.transform, images, seeds)
         targets = torch.tensor([self.targets[index] for _, index in keys])
         return list(zip(views, targets, strict=True))
 
