@@ -62,7 +62,8 @@ def write_pixels(
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         part.write_bytes(content.getbuffer())
-        os.replace(part, path)
+        with suppress(FileNotFoundError):  # Another process made room just now
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

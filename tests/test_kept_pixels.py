@@ -123,6 +123,24 @@ def test_a_file_that_changes_while_it_is_decoded_is_not_kept(tmp_path: Path) -> 
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_part_that_another_process_deleted_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when this one was stopped for long just before it gave the file its name."""
+    replace_it = os.replace
+
+    def too_late(part: Path, path: Path) -> None:
+        part.unlink()
+        replace_it(part, path)
+
+    monkeypatch.setattr(os, "replace", too_late)
+    path = photograph(tmp_path / "a.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(pixels(path, tmp_path / "kept"), pixels(path, None))
+    assert kept_in(tmp_path / "kept") == {}
+
+
 def spoilt(content: bytes) -> dict[str, bytes]:
     header, array = content[:128], content[128:]
     return {
@@ -242,24 +260,29 @@ for again in range(n):
 
 
 def child(*arguments: Any) -> subprocess.Popen[str]:
-    """A process that has imported everything and waits for a line."""
+    """A process that imports everything and waits for a line."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-c", CHILD, *map(str, arguments)]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    started = subprocess.Popen(command, env=environment, text=True, **pipes)
-    assert started.stdout
-    assert started.stdout.readline() == "ready\n"
-    return started
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+
+def begin(*children: subprocess.Popen[str]) -> None:
+    """Let them go on, all at once."""
+    for one in children:
+        assert one.stdout
+        assert one.stdout.readline() == "ready\n"
+    for one in children:
+        assert one.stdin
+        one.stdin.write("\n")
+        one.stdin.flush()
 
 
 def test_two_processes_at_once_and_too_little_room(tmp_path: Path) -> None:
     """They delete each other's files all the time, and neither warns or sees a wrong picture."""
     image, folder = photograph(tmp_path / "a.jpg"), tmp_path / "kept"
-    several = [child(image, folder, 60_000, 60) for _ in range(2)]
-    for one in several:
-        assert one.stdin
-        one.stdin.write("\n")
-        one.stdin.flush()
+    several = [child(image, folder, 60_000, 30) for _ in range(2)]
+    begin(*several)
     errors = [one.communicate()[1] for one in several]
     assert errors == ["", ""]
     assert [one.returncode for one in several] == [0, 0]
@@ -271,9 +294,7 @@ def test_two_processes_at_once_and_too_little_room(tmp_path: Path) -> None:
 def test_a_kill_leaves_whole_pictures_only(tmp_path: Path) -> None:
     image, folder = photograph(tmp_path / "a.jpg"), tmp_path / "kept"
     running = child(image, folder, 10**9, 10**6)
-    assert running.stdin
-    running.stdin.write("\n")
-    running.stdin.flush()
+    begin(running)
     while not (folder.exists() and any(folder.iterdir())):
         assert running.poll() is None
     running.send_signal(signal.SIGKILL)
