@@ -216,8 +216,8 @@ def add_train(
     add("--repeat", metavar="RUN", help="do a run again, and compare the models bit by bit")
     add("--checkpoint-every", type=int, default=100, metavar="STEPS",
         help="steps between checkpoints; 0: none, and no --resume (default: 100)")  # fmt: skip
-    add("--cache-folder", metavar="FOLDER", help="keep what the frozen body says of each image "
-        "there, for the next run (default: in memory, for this one)")  # fmt: skip
+    add("--cache-folder", metavar="FOLDER", help="keep decoded pixels and what the frozen body "
+        "says of each image there for the next run (default: in memory, for this one)")  # fmt: skip
     add("--processes", type=count, default=1, help="how many learn as one (default: 1)")
     add("--precision", default="auto", choices=["auto", "float32", "bfloat16"],
         help="of the arithmetic (default: what is quicker; float32 in processes)")  # fmt: skip

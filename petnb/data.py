@@ -466,6 +466,7 @@ class Options(TypedDict, total=False):
     workers: int | None  # Processes that load images; None: chosen by the number of cores
     augment: str | Callable[[Any], Any] | None  # A name or a transform; None: petnb's own
     cache_bytes: int  # Memory for decoded images, on each side of the split; 0: none are kept
+    cache_folder: str | Path | None  # Where to keep their pixels for the next time: chapter 01b
     balance: bool  # Learn from each class equally often, however many images it has: chapter 01
 
 # %% ../nbs/00_data.ipynb #991bd970
@@ -487,6 +488,7 @@ class ImageData:
     left_out: pd.DataFrame = field(default_factory=pd.DataFrame)  # Files: path and reason
     balance: bool = False  # Learn from each class equally often, however many images it has
     findings: list[str] = field(default_factory=list)  # What a quick look at the files found
+    cache_folder: str | Path | None = None  # Where to keep pixels for the next time; None: not
 
     @classmethod
     def from_lists(

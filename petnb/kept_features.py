@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kept_pixels import make_room
 from .safe_files import DamagedFileError, read_tensors, write_tensors
 from .speed import FeatureStore
 
 # %% auto #0
-__all__ = ['name_of', 'make_room', 'FeatureFolder', 'read_features']
+__all__ = ['name_of', 'FeatureFolder', 'read_features']
 
 # %% ../nbs/02g_kept_features.ipynb #0afa2793
 def name_of(
@@ -30,24 +31,6 @@ def name_of(
     arithmetic = (torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability())
     told = repr((key, share, arithmetic))
     return f"{hashlib.blake2b(told.encode(), digest_size=16).hexdigest()}.safetensors"
-
-# %% ../nbs/02g_kept_features.ipynb #1013c8bb
-def make_room(
-    folder: Path,  # Of features
-    budget: int,  # Bytes that all of its files together may take
-) -> list[Path]:  # Those that had to go
-    "Delete what was not used for longest, until the rest fits."
-    found = [(path, path.stat()) for path in folder.glob("*.safetensors")]
-    found.sort(key=lambda one: one[1].st_mtime_ns)
-    excess = sum(status.st_size for _, status in found) - budget
-    gone = []
-    for path, status in found:
-        if excess <= 0:
-            break
-        path.unlink(missing_ok=True)  # Another process may have been quicker
-        excess -= status.st_size
-        gone.append(path)
-    return gone
 
 # %% ../nbs/02g_kept_features.ipynb #a5c093c2
 class FeatureFolder(FeatureStore):
@@ -81,7 +64,7 @@ class FeatureFolder(FeatureStore):
         if size <= self.disk_budget and not (path := self.path_of(key)).exists():
             named = {f"{place:03}": tensor for place, tensor in enumerate(tensors)}
             write_tensors(path, named, {})
-            make_room(self.folder, self.disk_budget)
+            make_room(self.folder, self.disk_budget, "*.safetensors")
 
 
 def read_features(

@@ -43,7 +43,7 @@ __all__ = ['GIVEN', 'NOT_SETTINGS', 'data_options', 'read_data', 'to_toml', 'set
 
 # %% ../nbs/09e_runs.ipynb #065dfc44
 GIVEN = ("size", "batch_size", "seed", "workers", "augment", "on_bad", "valid_pct", "test_pct",
-         "min_images", "classes", "groups", "balance")  # fmt: skip
+         "min_images", "classes", "groups", "balance", "cache_folder")  # fmt: skip
 
 
 def data_options(

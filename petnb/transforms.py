@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain, starmap
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,13 +32,16 @@ from torchvision.transforms.v2 import functional as F
 
 from .data import ImageData, available_cores, open_image, show_images
 
+if TYPE_CHECKING:
+    from petnb.kept_pixels import PixelFolder
+
 # %% auto #0
 __all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'PIECE', 'View', 'MiddleView', 'valid_transform',
            'relight', 'RandomLight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads',
            'on_all_cores', 'make_views', 'file_version', 'DecodedImages', 'ImageDataset', 'Places', 'EpochBatches',
            'turns', 'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader',
-           'default_workers', 'ignore_ctrl_c', 'training_transform', 'choose_batches', 'make_loader', 'epoch_batches',
-           'show_batch', 'Normalize', 'show_tensors']
+           'default_workers', 'ignore_ctrl_c', 'training_transform', 'choose_batches', 'pixel_folder', 'make_loader',
+           'epoch_batches', 'show_batch', 'Normalize', 'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #2187e142
 class View(v2.Transform, ABC):  # type: ignore[misc]
@@ -247,8 +250,10 @@ class DecodedImages:
         paths: Sequence[str],  # Image files
         at_least: int | None = None,  # Larger JPEGs are decoded small, down to this; None: never
         cache_bytes: int = 0,  # Memory for decoded images, in each process that loads
+        folder: PixelFolder | None = None,  # Keeps them for the next time: chapter 01b
     ):
         self.paths, self.at_least, self.room = list(paths), at_least, cache_bytes
+        self.folder, self.how = folder, f"at_least={at_least}"
         self.decoded = dict[int, tuple[tuple[int, int], Tensor]]()
 
     def pixels(self, indices: Sequence[int]) -> list[Tensor]:
@@ -260,10 +265,16 @@ class DecodedImages:
             if index in self.decoded and self.decoded[index][0] == versions[index]
         }
         missing = [index for index in versions if index not in found]
-        for index, image in zip(missing, on_all_cores(self.decode, missing), strict=True):
+        for index, image in zip(missing, on_all_cores(self.load, missing), strict=True):
             found[index] = image
             self.keep(index, versions[index], image)
         return [found[index] for index in indices]
+
+    def load(self, index: int) -> Tensor:
+        "From the folder, if there is one and it has them; otherwise decoded."
+        if self.folder is None:
+            return self.decode(index)
+        return self.folder.find(self.paths[index], self.how, partial(self.decode, index))
 
     def decode(self, index: int) -> Tensor:
         "Bytes, 3 x h x w, from the file."
@@ -290,9 +301,17 @@ class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
         seed: int,  # The data's seed
         at_least: int | None = None,  # Larger JPEGs are decoded small, down to this; None: never
         cache_bytes: int = 0,  # Memory for decoded images, in each process that loads
+        folder: PixelFolder | None = None,  # Keeps them for the next time: chapter 01b
     ):
-        super().__init__(paths, at_least, cache_bytes)
+        super().__init__(paths, at_least, cache_bytes, folder)
         self.targets, self.transform, self.seed = list(targets), transform, seed
+        self.fixed = isinstance(transform, MiddleView)  # One view an image, kept as such
+        self.how += f", {transform}" if self.fixed else ""
+
+    def decode(self, index: int) -> Tensor:
+        "Bytes from the file, 3 x h x w, or the view if there is but one."
+        image = super().decode(index)
+        return self.transform.apply(image, None) if self.fixed else image
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -303,7 +322,8 @@ class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         "A whole batch at once, which is how a loader asks."
         images = self.pixels([index for _, index in keys])
-        views = make_views(self.transform, images, [view_seed(self.seed, *key) for key in keys])
+        seeds = [view_seed(self.seed, *key) for key in keys]
+        views = images if self.fixed else make_views(self.transform, images, seeds)
         targets = torch.tensor([self.targets[index] for _, index in keys])
         return list(zip(views, targets, strict=True))
 
@@ -547,6 +567,17 @@ def choose_batches(
     return EpochBatches(len(targets), data.batch_size, shuffle, data.seed)
 
 # %% ../nbs/01_transforms.ipynb #633eefe3
+def pixel_folder(
+    data: ImageData,  # Its `cache_folder` counts
+) -> PixelFolder | None:
+    "Where pixels are kept for the next time: chapter 01b."
+    if data.cache_folder is None:
+        return None
+    from petnb.kept_pixels import PixelFolder
+
+    return PixelFolder(data.cache_folder)
+
+# %% ../nbs/01_transforms.ipynb #980aca86
 def make_loader(
     data: ImageData,  # Items, vocabulary and settings
     split: str,  # Side of the split: "train" or "valid"
@@ -560,11 +591,11 @@ def make_loader(
     targets = [data.vocab.index(label) for label in items["label"]]
     workers = default_workers() if data.workers is None else data.workers
     cache_bytes = data.cache_bytes // max(workers, 1)
-    paths = items["path"].tolist()
+    paths, folder = items["path"].tolist(), pixel_folder(data)
     at_least = 2 * data.size if training else None
     mixed = training if shuffle is None else shuffle
     return ImageLoader(
-        ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes),
+        ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes, folder),
         batch_sampler=choose_batches(data, targets, split, mixed),
         num_workers=workers,
         persistent_workers=workers > 0,
