@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Curve', 'Batch', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth',
-           'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order',
-           'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
-           'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
-           'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save',
-           'load_weights', 'other_classes', 'load', 'load_body']
+           'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'fingerprint',
+           'timed', 'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient',
+           'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner',
+           'default_device', 'vision_learner', 'header', 'write_model', 'check_header', 'take_weights', 'read_model',
+           'read_header', 'model_file', 'save', 'load_weights', 'other_classes', 'load', 'load_body']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -388,12 +388,11 @@ def training_batches(
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
-    dealt = (learn.features_key(learn.data.train, digest), batches.balanced)
-    key = (dealt, view, fit.size) if reused else None
-    kept = learn.store.get(key) if key else None
-    if key and learn.processes.agree(kept is not None):
+    inputs_of = (fingerprint(learn.data.train), batches.balanced, view, fit.size)
+    kept = learn.find_features(part, digest, inputs_of) if part and reused else None
+    if part and reused and learn.processes.agree(kept is not None):
         kept = learn.processes.exchange(kept or (), batches, epoch)
-        learn.store.put(key, kept)
+        learn.keep_features(part, digest, inputs_of, kept)
         mine = np.sort(np.concatenate(shares))
         for positions in shares[fit.n_batches :]:
             rows = np.searchsorted(mine, positions)
@@ -405,11 +404,19 @@ def training_batches(
         if part:
             extractor = extractor or learn.feature_extractor(part, inputs, digest)
             inputs = extractor(inputs)
-        if key and learn.store.has_room(inputs, len(batches)):
+        if reused and learn.store.has_room(inputs, len(batches)):
             found.append((inputs.cpu(), targets))
         yield inputs, targets.to(learn.device)
-    if found and len(found) == len(batches):
-        learn.store.put(key, (*in_order(found, np.concatenate(shares)), torch.tensor(epoch)))
+    if part and found and len(found) == len(batches):
+        kept = (*in_order(found, np.concatenate(shares)), torch.tensor(epoch))
+        learn.keep_features(part, digest, inputs_of, kept)
+
+
+def fingerprint(
+    loader: DataLoader[Batch],  # Of a learner's data
+) -> Any:
+    "What a loader's images depend on: files, transform, size, seed; not their view."
+    return cast(Any, loader.dataset).fingerprint()
 
 
 def timed(
@@ -668,8 +675,8 @@ def get_preds(
     digest = part.digest()
     order = epoch_batches(loader)
     order.share = learn.processes.share
-    key = (learn.features_key(loader, digest), order.view)
-    if kept := learn.store.get(key):
+    images_of = (fingerprint(loader), order.view)
+    if kept := learn.find_features(part, digest, images_of):
         parts = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
         scores = torch.cat([learn.model.head(some).cpu() for some in parts])
         return learn.processes.join(order, scores, kept[1])
@@ -684,7 +691,7 @@ def get_preds(
         if learn.store.has_room(features, len(loader)) and not order.shuffle:
             found.append(features.cpu())
     if found and len(found) == len(order):
-        learn.store.put(key, (torch.cat(found), torch.cat(targets)))
+        learn.keep_features(part, digest, images_of, (torch.cat(found), torch.cat(targets)))
     return learn.processes.join(order, torch.cat(logits), torch.cat(targets))
 
 
@@ -738,6 +745,7 @@ class Learner:
             else FeatureFolder(cache_folder, cache_bytes, share=self.processes.share)
         )
         self.extractors: dict[str, tuple[Any, speed.FeatureExtractor]] = {}  # By part of the body
+        self.decided: dict[str, tuple[str, speed.Precision]] = {}  # For "auto": digest, precision
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
         self.fixed: dict[str, speed.Precision] = {}  # Precisions decided for a checkpoint
@@ -763,12 +771,14 @@ class Learner:
     ) -> speed.FeatureExtractor:
         "Computes what follows a part that has this digest now; measured on images."
         made_for, extractor = self.extractors.get(part.name, (None, None))
-        precision = self.asked_precision("features")
+        precision = self.features_precision(part, digest)
         if extractor is None or made_for != (digest, precision):
             extractor = speed.FeatureExtractor(part.module, images, precision, part.name)
-            self.extractors[part.name] = (digest, precision), extractor
-            what = "frozen part" if part.rest else "features"
-            self.choices[what] = str(extractor.arithmetic)
+            arithmetic = extractor.arithmetic
+            if precision != self.asked_precision("features"):
+                arithmetic.reason = "as decided before"
+            self.decide(part, digest, arithmetic.precision, str(arithmetic))
+            self.extractors[part.name] = (digest, arithmetic.precision), extractor
         return extractor
 
     def asked_precision(self, what: Literal["features", "training"]) -> speed.Precision:
@@ -777,14 +787,41 @@ class Learner:
 
     @property
     def chosen_precision(self) -> speed.Precision:
-        "Of the features: what was measured, once it was; until then what was asked for."
-        _, extractor = self.extractors.get(whole_body(self.model).name, (None, None))
-        return extractor.arithmetic.precision if extractor else self.precision
+        "Of the features: what was decided last; until then what was asked for."
+        asked = self.asked_precision("features")
+        _, decided = self.decided.get(whole_body(self.model).name, ("", asked))
+        return decided if asked == "auto" else asked
 
-    def features_key(self, loader: DataLoader[Batch], digest: str) -> tuple[Any, ...]:
-        "All that the features of a loader's images depend on, but for their view."
-        dataset: Any = loader.dataset
-        return digest, self.asked_precision("features"), dataset.fingerprint()
+    def features_precision(self, part: FrozenPart, digest: str) -> speed.Precision:
+        "Of a part that has this digest now; `auto` only as long as nothing is decided."
+        asked = self.asked_precision("features")
+        decided_for, decided = self.decided.get(part.name, ("", asked))
+        return decided if asked == "auto" and decided_for == digest else asked
+
+    def decide(self, part: FrozenPart, digest: str, precision: speed.Precision, told: str) -> None:
+        "From now on a part with this digest has this precision, if `auto` is asked for."
+        if self.asked_precision("features") == "auto":
+            self.decided[part.name] = digest, precision
+        self.choices["frozen part" if part.rest else "features"] = told
+
+    def find_features(
+        self, part: FrozenPart, digest: str, images: tuple[Any, ...]
+    ) -> tuple[Tensor, ...] | None:
+        """What is kept of a part with this digest and these images. Either precision may be what
+        `auto` chose; what is found is then this learner's choice, too."""
+        precision = self.features_precision(part, digest)
+        for one in ("bfloat16", "float32") if precision == "auto" else (precision,):
+            if kept := self.store.get((digest, one, *images)):
+                if precision == "auto":
+                    self.decide(part, digest, one, f"{one}, as kept")
+                return kept
+        return None
+
+    def keep_features(
+        self, part: FrozenPart, digest: str, images: tuple[Any, ...], kept: tuple[Tensor, ...]
+    ) -> None:
+        "Keep them under all that they depend on: weights, precision, files, transform, view."
+        self.store.put((digest, self.features_precision(part, digest), *images), kept)
 
     def summary(self) -> pd.DataFrame:
         "Parameters of each group, and how many train."

@@ -162,7 +162,7 @@ def decide(
     images = learn.prepare(torch.stack([image for image, _ in few]), fit.size)
     part = fit.frozen_part()
     body = part or whole_body(learn.model)
-    asked = learn.asked_precision("features")
+    asked = learn.features_precision(body, body.digest())
     extractor = speed.FeatureExtractor(body.module, images, asked, body.name)
     decided: dict[str, speed.Precision] = {"features": extractor.arithmetic.precision}
     if not fit.head_only:
