@@ -45,9 +45,10 @@ if TYPE_CHECKING:
 __all__ = ['Curve', 'Batch', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth',
            'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'fingerprint',
            'timed', 'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient',
-           'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner',
-           'default_device', 'vision_learner', 'header', 'write_model', 'check_header', 'take_weights', 'read_model',
-           'read_header', 'model_file', 'save', 'load_weights', 'other_classes', 'load', 'load_body']
+           'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'still_part', 'kept_halfway', 'body_features',
+           'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner', 'header', 'write_model',
+           'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save', 'load_weights',
+           'other_classes', 'load', 'load_body']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -127,16 +128,27 @@ class Fit:
     thawed: tuple[bool, ...] = ()  # Of each of the body's parameters, whether it learns
     part: FrozenPart | None = None  # What of the body stands still, as long as `thawed` does
     learning: LearningModel | None = None  # The rest and the head, from their first step on
+    judged: tuple[tuple[bool, ...], FrozenPart | None] = ((), None)  # `thawed`, `still_part`
+
+    def thawed_now(self) -> tuple[bool, ...]:
+        "Of each of the body's parameters, whether it learns."
+        return tuple(p.requires_grad for p in self.learn.model.body.parameters())
 
     def frozen_part(self) -> FrozenPart | None:
         "What of the body stands still (chapter 02e); nothing, if images are mixed on the way."
-        model = self.learn.model
-        thawed = tuple(parameter.requires_grad for parameter in model.body.parameters())
+        model, thawed = self.learn.model, self.thawed_now()
         if thawed != self.thawed:
             size = self.size or self.learn.data.size
             part = None if self.mix else frozen_part(model, size)
             self.thawed, self.part, self.learning = thawed, part, None
         return self.part
+
+    def still_part(self) -> FrozenPart | None:
+        "What of the body gives the same in each validation of this fit, if that can be kept."
+        thawed = self.thawed_now()
+        if thawed != self.judged[0] and self.n_epochs > 1:
+            self.judged = thawed, still_part(self.learn)
+        return self.judged[1]
 
     @property
     def head_only(self) -> bool:
@@ -579,7 +591,7 @@ def train_epoch(
     learn.n_epochs += 1
     fit.epoch += 1
     fit.tell("before_validate")
-    fit.scores = validate(learn)
+    fit.scores = validate(learn, still=fit.still_part())
     fit.tell("after_epoch")
 
 # %% ../nbs/03_learner.ipynb #2355e0f5
@@ -664,10 +676,69 @@ def fit(
             run.tell("after_fit")
 
 # %% ../nbs/03_learner.ipynb #cb6f0d53
+def still_part(
+    learn: Learner,  # Whose body is frozen in part
+) -> FrozenPart | None:  # None: nothing, or all, or too much to keep
+    "What of the body gives the same in each validation."
+    part, size = frozen_part(learn.model.eval(), learn.data.size), learn.data.size
+    if part is None or part.rest is None:
+        return None
+    with torch.no_grad():
+        one = part.module(torch.zeros(1, 3, size, size, device=learn.device))
+    n_images = len(cast(Any, learn.data.valid.dataset))
+    return part if learn.store.has_room(one, 4 * n_images) else None
+
+
+def kept_halfway(
+    learn: Learner,  # In evaluation mode
+    loader: DataLoader[Batch],  # Of images, in the order of the items
+    still: FrozenPart,  # What gives the same for them each time
+    precision: Literal["float32", "bfloat16"],  # Of its arithmetic
+) -> list[Batch]:  # What the rest of the body receives, and targets
+    "What comes out of the frozen part; computed for the first time only."
+    view = epoch_batches(loader).view
+    key = (still.digest(), precision, fingerprint(loader), view, "in batches")
+    if kept := learn.store.get(key):
+        columns = (torch.split(column, kept[2].tolist()) for column in kept[:2])
+        return [*zip(*columns, strict=True)]
+    extractor, found = None, list[Batch]()
+    for images, targets in progress_bar(loader, "predicting"):
+        inputs = learn.prepare(images)
+        extractor = extractor or speed.FeatureExtractor(still.module, inputs, precision)
+        found.append((extractor(inputs).cpu(), targets))
+    if found:
+        sizes = torch.tensor([len(targets) for _, targets in found])
+        learn.store.put(key, (*(torch.cat(column) for column in zip(*found, strict=True)), sizes))
+    return found
+
+
+def body_features(
+    learn: Learner,  # In evaluation mode
+    loader: DataLoader[Batch],  # Of images
+    digest: str,  # Of its whole body
+    still: FrozenPart | None,  # What gives the same for these images each time
+) -> Iterator[Batch]:  # Features, on the device, and targets
+    "What the body makes of images, batch by batch."
+    whole, extractor, precision = whole_body(learn.model), None, learn.chosen_precision
+    in_order = not epoch_batches(loader).shuffle
+    if still is None or still.rest is None or precision == "auto" or not in_order:
+        for images, targets in progress_bar(loader, "predicting"):
+            inputs = learn.prepare(images)
+            extractor = extractor or learn.feature_extractor(whole, inputs, digest)
+            yield extractor(inputs), targets
+        return
+    learn.decide(whole, digest, precision)
+    for halfway, targets in kept_halfway(learn, loader, still, precision):
+        inputs = halfway.to(learn.device)
+        extractor = extractor or speed.FeatureExtractor(still.rest, inputs, precision)
+        yield extractor(inputs), targets
+
+# %% ../nbs/03_learner.ipynb #fc93edaa
 @torch.no_grad()
 def get_preds(
     learn: Learner,  # Whose model predicts
     loader: DataLoader[Batch],  # Which images, in which order
+    still: FrozenPart | None = None,  # From `still_part`: of the body, what gives the same again
 ) -> tuple[Tensor, Tensor]:  # Logits, n x classes, and targets, n; in the order of the loader
     "The model's scores for each image of a loader, on the CPU."
     learn.model.eval()
@@ -681,11 +752,8 @@ def get_preds(
         scores = torch.cat([learn.model.head(some).cpu() for some in parts])
         return learn.processes.join(order, scores, kept[1])
     logits, targets = [torch.empty(0, len(learn.data.vocab))], [torch.empty(0, dtype=torch.long)]
-    extractor, found = None, []
-    for images, expected in progress_bar(loader, "predicting"):
-        prepared = learn.prepare(images)
-        extractor = extractor or learn.feature_extractor(part, prepared, digest)
-        features = extractor(prepared)
+    found = []
+    for features, expected in body_features(learn, loader, digest, still):
         logits.append(learn.model.head(features).cpu())
         targets.append(expected)
         if learn.store.has_room(features, len(loader)) and not order.shuffle:
@@ -698,9 +766,10 @@ def get_preds(
 def validate(
     learn: Learner,  # Whose model is checked
     loader: DataLoader[tuple[Tensor, Tensor]] | None = None,  # None: the images held out
+    still: FrozenPart | None = None,  # From `still_part`: of the body, what gives the same again
 ) -> dict[str, float]:  # valid_loss, and each metric by its name
     "Loss and metrics on images that are not learnt from."
-    logits, targets = get_preds(learn, learn.data.valid if loader is None else loader)
+    logits, targets = get_preds(learn, learn.data.valid if loader is None else loader, still)
     loss = learn.loss_func(logits.to(learn.device), targets.to(learn.device))
     scores = {"valid_loss": loss.item()}
     for metric in learn.metrics:
@@ -798,11 +867,14 @@ class Learner:
         decided_for, decided = self.decided.get(part.name, ("", asked))
         return decided if asked == "auto" and decided_for == digest else asked
 
-    def decide(self, part: FrozenPart, digest: str, precision: speed.Precision, told: str) -> None:
+    def decide(
+        self, part: FrozenPart, digest: str, precision: speed.Precision, told: str = ""
+    ) -> None:
         "From now on a part with this digest has this precision, if `auto` is asked for."
         if self.asked_precision("features") == "auto":
             self.decided[part.name] = digest, precision
-        self.choices["frozen part" if part.rest else "features"] = told
+        if told:
+            self.choices["frozen part" if part.rest else "features"] = told
 
     def find_features(
         self, part: FrozenPart, digest: str, images: tuple[Any, ...]
