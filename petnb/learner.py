@@ -162,7 +162,7 @@ class Fit:
         if self.learning is None:
             rest = part.rest if part else None
             precision = learn.asked_precision("training")
-            self.learning = LearningModel(learn.model, inputs, precision, rest)
+            self.learning = LearningModel(learn.model, inputs, precision, rest, learn.compiled)
             learn.choices["training"] = str(self.learning)
         return self.learning
 
@@ -795,6 +795,7 @@ class Learner:
         cache_bytes: int = 2**30,  # Memory for features that are kept; 0: none are
         cache_folder: str | Path | None = None,  # Where to keep them for the next time; None: not
         pages: bool = True,  # Keep freed memory (`keep_pages`), for the whole process
+        compiled: bool = False,  # torch.compile a learning body; on a CPU that is slower (02d)
     ):
         from petnb.distributed import join_processes
 
@@ -805,6 +806,7 @@ class Learner:
             loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
         )
         self.optimizer, self.path, self.seed = optimizer, Path(path), seed
+        self.compiled = compiled
         self.model: Classifier = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
         self.recorder, self.show_progress = Recorder(), show_progress

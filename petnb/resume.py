@@ -91,7 +91,7 @@ def conditions_of_steps(
         "momentum": [fit.momentum(place) for place in places],
         "optimizer": type(fit.optimizer).__name__,
         "weight decay": [group.get("weight_decay", 0.0) for group in fit.optimizer.param_groups],
-        "precision": fit.learn.precision,
+        "precision": fit.learn.precision + (", compiled" if fit.learn.compiled else ""),
         "accumulate": fit.accumulate,
         "clip": repr(fit.clip),
         "mix": repr(fit.mix),
@@ -168,7 +168,9 @@ def decide(
     if not fit.head_only:
         inputs = extractor(images) if part else images
         rest = part.rest if part else None
-        learning = LearningModel(learn.model.train(), inputs, learn.precision, rest)
+        learning = LearningModel(
+            learn.model.train(), inputs, learn.precision, rest, learn.compiled
+        )
         decided["training"] = learning.precision
     return decided
 
