@@ -253,8 +253,9 @@ def test_compiled_gradients_are_those_of_the_model(n: int) -> None:
 def test_a_learner_trains_compiled(data: ImageData) -> None:
     losses = []
     for compiled in (False, True):
-        options = {"precision": "float32", "compiled": compiled, "pretrained": False}
-        learn = vision_learner(data, "resnet10t", show_progress=False, train_bn=False, **options)
+        options: dict[str, Any] = {"precision": "float32", "pretrained": False}
+        options |= {"compiled": compiled, "train_bn": False, "show_progress": False}
+        learn = vision_learner(data, "resnet10t", **options)
         learn.fit(1, 1e-3)
         losses.append(learn.recorder.losses)
         assert ("compiled" in learn.choices["training"]) == compiled
@@ -272,7 +273,7 @@ def test_without_a_compiler_nothing_moves() -> None:
     missing: dict[str, Any] = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with (
         config.patch(missing),
-        pytest.raises(RuntimeError, match="no-such-compiler.*compiled=False"),
+        pytest.raises(RuntimeError, match=r"no-such-compiler.*compiled=False"),
     ):
         learning(images)
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
