@@ -279,3 +279,26 @@ def test_what_would_fill_the_store_is_not_kept(data: ImageData) -> None:
         halfway = still.module(torch.zeros(20, 3, 64, 64))
     assert still_part(thawed(data, cache_bytes=4 * halfway.nbytes)) is not None
     assert still_part(thawed(data, cache_bytes=4 * halfway.nbytes - 1)) is None
+
+
+class Interrupt(Callback):
+    def after_step(self, fit: Fit) -> None:
+        if fit.step == 6:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_fit_has_the_same_scores(data: ImageData, tmp_path: Path) -> None:
+    """Its first validation computes what the fit that was not stopped had kept."""
+    rows = []
+    for stops in (False, True):
+        learn = thawed(data, path=tmp_path / str(stops), precision="auto")
+        if stops:
+            with pytest.raises(KeyboardInterrupt):
+                learn.fit(2, 1e-3, checkpoint_every=1, callbacks=[Interrupt()])
+            precision = learn.fixed
+            learn = thawed(data, path=tmp_path / str(stops), precision="auto")
+        learn.fit(2, 1e-3, checkpoint_every=1, resume=stops)
+        rows.append(learn.recorder.history.drop(columns="seconds"))
+    assert learn.fixed == precision
+    assert learn.chosen_precision == precision["features"]
+    assert rows[0].equals(rows[1])
