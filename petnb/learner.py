@@ -43,11 +43,12 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Curve', 'Batch', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth',
-           'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'timed', 'in_order',
-           'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient', 'files', 'train_step',
-           'train_epoch', 'FitOptions', 'fit', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner',
-           'header', 'write_model', 'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save',
-           'load_weights', 'other_classes', 'load', 'load_body']
+           'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'fingerprint',
+           'timed', 'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient',
+           'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'still_part', 'kept_halfway', 'body_features',
+           'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner', 'header', 'write_model',
+           'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save', 'load_weights',
+           'other_classes', 'load', 'load_body']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -127,16 +128,27 @@ class Fit:
     thawed: tuple[bool, ...] = ()  # Of each of the body's parameters, whether it learns
     part: FrozenPart | None = None  # What of the body stands still, as long as `thawed` does
     learning: LearningModel | None = None  # The rest and the head, from their first step on
+    judged: tuple[tuple[bool, ...], FrozenPart | None] = ((), None)  # `thawed`, `still_part`
+
+    def thawed_now(self) -> tuple[bool, ...]:
+        "Of each of the body's parameters, whether it learns."
+        return tuple(p.requires_grad for p in self.learn.model.body.parameters())
 
     def frozen_part(self) -> FrozenPart | None:
         "What of the body stands still (chapter 02e); nothing, if images are mixed on the way."
-        model = self.learn.model
-        thawed = tuple(parameter.requires_grad for parameter in model.body.parameters())
+        model, thawed = self.learn.model, self.thawed_now()
         if thawed != self.thawed:
             size = self.size or self.learn.data.size
             part = None if self.mix else frozen_part(model, size)
             self.thawed, self.part, self.learning = thawed, part, None
         return self.part
+
+    def still_part(self) -> FrozenPart | None:
+        "What of the body gives the same in each validation of this fit, if that can be kept."
+        thawed = self.thawed_now()
+        if thawed != self.judged[0] and self.n_epochs > 1:
+            self.judged = thawed, still_part(self.learn)
+        return self.judged[1]
 
     @property
     def head_only(self) -> bool:
@@ -150,7 +162,7 @@ class Fit:
         if self.learning is None:
             rest = part.rest if part else None
             precision = learn.asked_precision("training")
-            self.learning = LearningModel(learn.model, inputs, precision, rest)
+            self.learning = LearningModel(learn.model, inputs, precision, rest, learn.compiled)
             learn.choices["training"] = str(self.learning)
         return self.learning
 
@@ -388,12 +400,11 @@ def training_batches(
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
-    dealt = (learn.features_key(learn.data.train, digest), batches.balanced)
-    key = (dealt, view, fit.size) if reused else None
-    kept = learn.store.get(key) if key else None
-    if key and learn.processes.agree(kept is not None):
+    inputs_of = (fingerprint(learn.data.train), batches.balanced, view, fit.size)
+    kept = learn.find_features(part, digest, inputs_of) if part and reused else None
+    if part and reused and learn.processes.agree(kept is not None):
         kept = learn.processes.exchange(kept or (), batches, epoch)
-        learn.store.put(key, kept)
+        learn.keep_features(part, digest, inputs_of, kept)
         mine = np.sort(np.concatenate(shares))
         for positions in shares[fit.n_batches :]:
             rows = np.searchsorted(mine, positions)
@@ -405,11 +416,19 @@ def training_batches(
         if part:
             extractor = extractor or learn.feature_extractor(part, inputs, digest)
             inputs = extractor(inputs)
-        if key and learn.store.has_room(inputs, len(batches)):
+        if reused and learn.store.has_room(inputs, len(batches)):
             found.append((inputs.cpu(), targets))
         yield inputs, targets.to(learn.device)
-    if found and len(found) == len(batches):
-        learn.store.put(key, (*in_order(found, np.concatenate(shares)), torch.tensor(epoch)))
+    if part and found and len(found) == len(batches):
+        kept = (*in_order(found, np.concatenate(shares)), torch.tensor(epoch))
+        learn.keep_features(part, digest, inputs_of, kept)
+
+
+def fingerprint(
+    loader: DataLoader[Batch],  # Of a learner's data
+) -> Any:
+    "What a loader's images depend on: files, transform, size, seed; not their view."
+    return cast(Any, loader.dataset).fingerprint()
 
 
 def timed(
@@ -572,7 +591,7 @@ def train_epoch(
     learn.n_epochs += 1
     fit.epoch += 1
     fit.tell("before_validate")
-    fit.scores = validate(learn)
+    fit.scores = validate(learn, still=fit.still_part())
     fit.tell("after_epoch")
 
 # %% ../nbs/03_learner.ipynb #2355e0f5
@@ -657,10 +676,69 @@ def fit(
             run.tell("after_fit")
 
 # %% ../nbs/03_learner.ipynb #cb6f0d53
+def still_part(
+    learn: Learner,  # Whose body is frozen in part
+) -> FrozenPart | None:  # None: nothing, or all, or too much to keep
+    "What of the body gives the same in each validation."
+    part, size = frozen_part(learn.model.eval(), learn.data.size), learn.data.size
+    if part is None or part.rest is None:
+        return None
+    with torch.no_grad():
+        one = part.module(torch.zeros(1, 3, size, size, device=learn.device))
+    n_images = len(cast(Any, learn.data.valid.dataset))
+    return part if learn.store.has_room(one, 4 * n_images) else None
+
+
+def kept_halfway(
+    learn: Learner,  # In evaluation mode
+    loader: DataLoader[Batch],  # Of images, in the order of the items
+    still: FrozenPart,  # What gives the same for them each time
+    precision: Literal["float32", "bfloat16"],  # Of its arithmetic
+) -> list[Batch]:  # What the rest of the body receives, and targets
+    "What comes out of the frozen part; computed for the first time only."
+    view = epoch_batches(loader).view
+    key = (still.digest(), precision, fingerprint(loader), view, "in batches")
+    if kept := learn.store.get(key):
+        columns = (torch.split(column, kept[2].tolist()) for column in kept[:2])
+        return [*zip(*columns, strict=True)]
+    extractor, found = None, list[Batch]()
+    for images, targets in progress_bar(loader, "predicting"):
+        inputs = learn.prepare(images)
+        extractor = extractor or speed.FeatureExtractor(still.module, inputs, precision)
+        found.append((extractor(inputs).cpu(), targets))
+    if found:
+        sizes = torch.tensor([len(targets) for _, targets in found])
+        learn.store.put(key, (*(torch.cat(column) for column in zip(*found, strict=True)), sizes))
+    return found
+
+
+def body_features(
+    learn: Learner,  # In evaluation mode
+    loader: DataLoader[Batch],  # Of images
+    digest: str,  # Of its whole body
+    still: FrozenPart | None,  # What gives the same for these images each time
+) -> Iterator[Batch]:  # Features, on the device, and targets
+    "What the body makes of images, batch by batch."
+    whole, extractor, precision = whole_body(learn.model), None, learn.chosen_precision
+    in_order = not epoch_batches(loader).shuffle
+    if still is None or still.rest is None or precision == "auto" or not in_order:
+        for images, targets in progress_bar(loader, "predicting"):
+            inputs = learn.prepare(images)
+            extractor = extractor or learn.feature_extractor(whole, inputs, digest)
+            yield extractor(inputs), targets
+        return
+    learn.decide(whole, digest, precision)
+    for halfway, targets in kept_halfway(learn, loader, still, precision):
+        inputs = halfway.to(learn.device)
+        extractor = extractor or speed.FeatureExtractor(still.rest, inputs, precision)
+        yield extractor(inputs), targets
+
+# %% ../nbs/03_learner.ipynb #fc93edaa
 @torch.no_grad()
 def get_preds(
     learn: Learner,  # Whose model predicts
     loader: DataLoader[Batch],  # Which images, in which order
+    still: FrozenPart | None = None,  # From `still_part`: of the body, what gives the same again
 ) -> tuple[Tensor, Tensor]:  # Logits, n x classes, and targets, n; in the order of the loader
     "The model's scores for each image of a loader, on the CPU."
     learn.model.eval()
@@ -668,32 +746,30 @@ def get_preds(
     digest = part.digest()
     order = epoch_batches(loader)
     order.share = learn.processes.share
-    key = (learn.features_key(loader, digest), order.view)
-    if kept := learn.store.get(key):
+    images_of = (fingerprint(loader), order.view)
+    if kept := learn.find_features(part, digest, images_of):
         parts = [features.to(learn.device) for features in torch.split(kept[0], 1024)]
         scores = torch.cat([learn.model.head(some).cpu() for some in parts])
         return learn.processes.join(order, scores, kept[1])
     logits, targets = [torch.empty(0, len(learn.data.vocab))], [torch.empty(0, dtype=torch.long)]
-    extractor, found = None, []
-    for images, expected in progress_bar(loader, "predicting"):
-        prepared = learn.prepare(images)
-        extractor = extractor or learn.feature_extractor(part, prepared, digest)
-        features = extractor(prepared)
+    found = []
+    for features, expected in body_features(learn, loader, digest, still):
         logits.append(learn.model.head(features).cpu())
         targets.append(expected)
         if learn.store.has_room(features, len(loader)) and not order.shuffle:
             found.append(features.cpu())
     if found and len(found) == len(order):
-        learn.store.put(key, (torch.cat(found), torch.cat(targets)))
+        learn.keep_features(part, digest, images_of, (torch.cat(found), torch.cat(targets)))
     return learn.processes.join(order, torch.cat(logits), torch.cat(targets))
 
 
 def validate(
     learn: Learner,  # Whose model is checked
     loader: DataLoader[tuple[Tensor, Tensor]] | None = None,  # None: the images held out
+    still: FrozenPart | None = None,  # From `still_part`: of the body, what gives the same again
 ) -> dict[str, float]:  # valid_loss, and each metric by its name
     "Loss and metrics on images that are not learnt from."
-    logits, targets = get_preds(learn, learn.data.valid if loader is None else loader)
+    logits, targets = get_preds(learn, learn.data.valid if loader is None else loader, still)
     loss = learn.loss_func(logits.to(learn.device), targets.to(learn.device))
     scores = {"valid_loss": loss.item()}
     for metric in learn.metrics:
@@ -719,6 +795,7 @@ class Learner:
         cache_bytes: int = 2**30,  # Memory for features that are kept; 0: none are
         cache_folder: str | Path | None = None,  # Where to keep them for the next time; None: not
         pages: bool = True,  # Keep freed memory (`keep_pages`), for the whole process
+        compiled: bool = False,  # torch.compile a learning body; on a CPU that is slower (02d)
     ):
         from petnb.distributed import join_processes
 
@@ -729,6 +806,7 @@ class Learner:
             loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
         )
         self.optimizer, self.path, self.seed = optimizer, Path(path), seed
+        self.compiled = compiled
         self.model: Classifier = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize = Normalize(model.config["mean"], model.config["std"]).to(self.device)
         self.recorder, self.show_progress = Recorder(), show_progress
@@ -738,6 +816,7 @@ class Learner:
             else FeatureFolder(cache_folder, cache_bytes, share=self.processes.share)
         )
         self.extractors: dict[str, tuple[Any, speed.FeatureExtractor]] = {}  # By part of the body
+        self.decided: dict[str, tuple[str, speed.Precision]] = {}  # For "auto": digest, precision
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
         self.fixed: dict[str, speed.Precision] = {}  # Precisions decided for a checkpoint
@@ -763,12 +842,14 @@ class Learner:
     ) -> speed.FeatureExtractor:
         "Computes what follows a part that has this digest now; measured on images."
         made_for, extractor = self.extractors.get(part.name, (None, None))
-        precision = self.asked_precision("features")
+        precision = self.features_precision(part, digest)
         if extractor is None or made_for != (digest, precision):
             extractor = speed.FeatureExtractor(part.module, images, precision, part.name)
-            self.extractors[part.name] = (digest, precision), extractor
-            what = "frozen part" if part.rest else "features"
-            self.choices[what] = str(extractor.arithmetic)
+            arithmetic = extractor.arithmetic
+            if precision != self.asked_precision("features"):
+                arithmetic.reason = "as decided before"
+            self.decide(part, digest, arithmetic.precision, str(arithmetic))
+            self.extractors[part.name] = (digest, arithmetic.precision), extractor
         return extractor
 
     def asked_precision(self, what: Literal["features", "training"]) -> speed.Precision:
@@ -777,14 +858,44 @@ class Learner:
 
     @property
     def chosen_precision(self) -> speed.Precision:
-        "Of the features: what was measured, once it was; until then what was asked for."
-        _, extractor = self.extractors.get(whole_body(self.model).name, (None, None))
-        return extractor.arithmetic.precision if extractor else self.precision
+        "Of the features: what was decided last; until then what was asked for."
+        asked = self.asked_precision("features")
+        _, decided = self.decided.get(whole_body(self.model).name, ("", asked))
+        return decided if asked == "auto" else asked
 
-    def features_key(self, loader: DataLoader[Batch], digest: str) -> tuple[Any, ...]:
-        "All that the features of a loader's images depend on, but for their view."
-        dataset: Any = loader.dataset
-        return digest, self.asked_precision("features"), dataset.fingerprint()
+    def features_precision(self, part: FrozenPart, digest: str) -> speed.Precision:
+        "Of a part that has this digest now; `auto` only as long as nothing is decided."
+        asked = self.asked_precision("features")
+        decided_for, decided = self.decided.get(part.name, ("", asked))
+        return decided if asked == "auto" and decided_for == digest else asked
+
+    def decide(
+        self, part: FrozenPart, digest: str, precision: speed.Precision, told: str = ""
+    ) -> None:
+        "From now on a part with this digest has this precision, if `auto` is asked for."
+        if self.asked_precision("features") == "auto":
+            self.decided[part.name] = digest, precision
+        if told:
+            self.choices["frozen part" if part.rest else "features"] = told
+
+    def find_features(
+        self, part: FrozenPart, digest: str, images: tuple[Any, ...]
+    ) -> tuple[Tensor, ...] | None:
+        """What is kept of a part with this digest and these images. Either precision may be what
+        `auto` chose; what is found is then this learner's choice, too."""
+        precision = self.features_precision(part, digest)
+        for one in ("bfloat16", "float32") if precision == "auto" else (precision,):
+            if kept := self.store.get((digest, one, *images)):
+                if precision == "auto":
+                    self.decide(part, digest, one, f"{one}, as kept")
+                return kept
+        return None
+
+    def keep_features(
+        self, part: FrozenPart, digest: str, images: tuple[Any, ...], kept: tuple[Tensor, ...]
+    ) -> None:
+        "Keep them under all that they depend on: weights, precision, files, transform, view."
+        self.store.put((digest, self.features_precision(part, digest), *images), kept)
 
     def summary(self) -> pd.DataFrame:
         "Parameters of each group, and how many train."

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -20,8 +21,8 @@ from .model import Classifier, Features, batch_norms
 from .speed import Choice, conv_norm_pairs, has_bfloat16, relative_error
 
 # %% auto #0
-__all__ = ['FoldedConv', 'ClampInPlace', 'filters_gradient', 'DepthwiseConv', 'depthwise_back', 'slow_on_the_way_back',
-           'QuickFunctions', 'twin_of', 'folded_twin', 'gradient', 'LearningModel']
+__all__ = ['BACKEND', 'FoldedConv', 'ClampInPlace', 'filters_gradient', 'DepthwiseConv', 'depthwise_back', 'slow_on_the_way_back',
+           'QuickFunctions', 'twin_of', 'folded_twin', 'gradient', 'compiled_by_torch', 'LearningModel']
 
 # %% ../nbs/02d_learning_body.ipynb #1e3a7884
 class FoldedConv(nn.Module):
@@ -198,6 +199,28 @@ def gradient(
     return torch.cat([length.detach().view(1), *(one.flatten() for one in found)])
 
 # %% ../nbs/02d_learning_body.ipynb #c4c0b7dc
+BACKEND = "inductor"  # Of torch.compile: what makes machine code
+
+
+def compiled_by_torch(
+    module: nn.Module,  # From images to features
+) -> Callable[[Tensor], Tensor]:
+    "Compiled at the first call, which raises `RuntimeError` where that cannot be done."
+    quick = torch.compile(module, backend=BACKEND)
+
+    def features_of(images: Tensor) -> Tensor:
+        try:
+            return quick(images)  # type: ignore[no-any-return]
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise RuntimeError(
+                f"torch.compile failed: {str(error).splitlines()[0]}. On a CPU it needs a C++ "
+                "compiler (g++ or clang; on Windows Visual Studio's), on CUDA Triton. Install it, "
+                "or train without: compiled=False. The weights are as before this step"
+            ) from error
+
+    return features_of
+
+# %% ../nbs/02d_learning_body.ipynb #23857a37
 class LearningModel:
     "From images to logits, with gradients, in the cheapest way; for as long as the mode stays."
 
@@ -207,25 +230,31 @@ class LearningModel:
         images: Tensor,  # A batch, normalised, to check and to measure with; eight are enough
         precision: speed.Precision = "auto",  # "auto": measured
         part: nn.Module | None = None,  # What of the body takes this batch (02e); None: all of it
+        compiled: bool = False,  # By torch.compile, instead of folding: slower on a CPU
     ):
         module = Features(model) if part is None else part
         self.device, self.head = images.device.type, model.head
         self.architecture = model.architecture
         self.moves = any(norm.training for norm in batch_norms(module))
-        self.twin, self.n_folded = twin_of(module), 0
-        if not self.moves:
+        self.twin, self.n_folded, self.compiled = twin_of(module), 0, compiled
+        if not self.moves and not compiled:
             self.twin, self.n_folded = folded_twin(module, images[:2])
+        self.run: Callable[[Tensor], Tensor] = self.twin
         self.precision, self.reason = (
             self.measured(images[:8]) if precision == "auto" else (precision, "as asked for")
         )
+        if compiled:
+            self.run = compiled_by_torch(self.twin)
 
     def __str__(self) -> str:
-        return f"{self.precision}, {self.n_folded} batch norms folded ({self.reason})"
+        how = "compiled" if self.compiled else f"{self.n_folded} batch norms folded"
+        return f"{self.precision}, {how} ({self.reason})"
 
     def measured(self, images: Tensor) -> Choice:
         "The choice for this architecture, size and freezing, timed at the first time of asking."
         n_learnt = sum(p.requires_grad for p in self.twin.parameters())
-        key = (self.architecture, n_learnt, *images.shape[1:], images.device, self.moves)
+        shape, ways = images.shape[1:], (self.moves, self.compiled)
+        key = (self.architecture, n_learnt, *shape, images.device, *ways)
         if key not in _decided:
             _decided[key] = self.timed(images)
         return _decided[key]
@@ -255,8 +284,9 @@ class LearningModel:
         images: Tensor,  # n x 3 x h x w, normalised
     ) -> Tensor:  # Logits, n x classes; the head works in float32
         short = self.precision == "bfloat16"
-        with QuickFunctions(), torch.autocast(self.device, torch.bfloat16, enabled=short):
-            features = self.twin(images)
+        quick = nullcontext() if self.compiled else QuickFunctions()
+        with quick, torch.autocast(self.device, torch.bfloat16, enabled=short):
+            features = self.run(images)
         return self.head(features.float())  # type: ignore[no-any-return]
 
 

@@ -91,7 +91,7 @@ def conditions_of_steps(
         "momentum": [fit.momentum(place) for place in places],
         "optimizer": type(fit.optimizer).__name__,
         "weight decay": [group.get("weight_decay", 0.0) for group in fit.optimizer.param_groups],
-        "precision": fit.learn.precision,
+        "precision": fit.learn.precision + (", compiled" if fit.learn.compiled else ""),
         "accumulate": fit.accumulate,
         "clip": repr(fit.clip),
         "mix": repr(fit.mix),
@@ -162,13 +162,15 @@ def decide(
     images = learn.prepare(torch.stack([image for image, _ in few]), fit.size)
     part = fit.frozen_part()
     body = part or whole_body(learn.model)
-    asked = learn.asked_precision("features")
+    asked = learn.features_precision(body, body.digest())
     extractor = speed.FeatureExtractor(body.module, images, asked, body.name)
     decided: dict[str, speed.Precision] = {"features": extractor.arithmetic.precision}
     if not fit.head_only:
         inputs = extractor(images) if part else images
         rest = part.rest if part else None
-        learning = LearningModel(learn.model.train(), inputs, learn.precision, rest)
+        learning = LearningModel(
+            learn.model.train(), inputs, learn.precision, rest, learn.compiled
+        )
         decided["training"] = learning.precision
     return decided
 

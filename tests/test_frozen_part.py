@@ -1,5 +1,7 @@
 """What stands still is computed once, and learning goes on as if it were computed each time."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,10 +9,10 @@ import torch
 from test_speed import FAMILIES, images_for, learner, same, shake_statistics
 from torch import Tensor, nn
 
-from petnb.callbacks import ProgressiveResizing
+from petnb.callbacks import ProgressiveResizing, WeightAverage
 from petnb.data import ImageData
 from petnb.frozen_part import frozen_part, whole_body
-from petnb.learner import Learner
+from petnb.learner import Callback, Fit, Learner, get_preds, still_part
 from petnb.model import Classifier, create_classifier, freeze_to
 from petnb.speed import FeatureExtractor, relative_error
 
@@ -177,3 +179,126 @@ def test_the_finder_leaves_no_trace(data: ImageData) -> None:
     for learn in (plain, searched):
         learn.fit(1, 1e-3)
     assert same(plain, searched)
+
+
+# -- Validation ----------------------------------------------------------------------------------
+
+
+def move_late(learn: Learner) -> None:
+    """As a step of training does."""
+    with torch.no_grad():
+        for parameter in learn.groups[-2]:
+            parameter.data += 1e-3
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("level", [2, 12])
+def test_logits_in_two_parts_are_those_of_the_whole(
+    data: ImageData, tmp_path: Path, level: int, precision: str
+) -> None:
+    """To the bit, whether what crosses is new, kept in memory or read from a file."""
+    data, options = replace(data, batch_size=8), {"precision": precision, "n_groups": None}
+    whole = thawed(data, level, **options)
+    learn, again = (thawed(data, level, cache_folder=tmp_path, **options) for _ in range(2))
+    still = [still_part(learn), still_part(again)]
+    for part, one in zip((still[0], still[0], still[1]), (learn, learn, again), strict=True):
+        assert part is not None
+        move_late(whole)
+        one.model.load_state_dict(whole.model.state_dict())
+        found = get_preds(one, data.valid, part)
+        assert all(map(torch.equal, found, get_preds(whole, data.valid)))
+    assert any("in batches" in key for key in again.store.kept)
+
+
+def read_to_validate(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images extractors that are not the training's get from now on."""
+    counted: list[int] = []
+    original = FeatureExtractor.__call__
+
+    def count(self: FeatureExtractor, images: Tensor) -> Tensor:
+        if ":" not in self.name and images.shape[1] == 3:
+            counted.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", count)
+    return counted
+
+
+class Watch(Callback):
+    """How many images each validation reads."""
+
+    def __init__(self, counted: list[int]):
+        self.counted, self.read = counted, list[int]()
+
+    def before_validate(self, fit: Fit) -> None:
+        self.counted.clear()
+
+    def after_epoch(self, fit: Fit) -> None:
+        self.read.append(sum(self.counted))
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_second_validation_reads_no_image(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    watch = Watch(read_to_validate(monkeypatch))
+    learn = thawed(data, precision=precision)
+    learn.fit(3, 1e-3, callbacks=[watch])
+    assert watch.read == ([20, 20, 0] if precision == "auto" else [20, 0, 0])
+    learn.fit(2, 1e-3, callbacks=[watch])
+    assert watch.read[3:] == [0, 0]
+    scores = learn.validate()
+    assert learn.recorder.history["valid_loss"].iloc[-1] == scores["valid_loss"]
+    assert learn.chosen_precision in ("float32", "bfloat16")
+    assert {key[1] for key in learn.store.kept} == {learn.chosen_precision}
+
+
+class Thaw(Callback):
+    """In the second epoch all of the body learns, in the others its late half."""
+
+    def before_epoch(self, fit: Fit) -> None:
+        freeze_to(fit.learn.model, (1, 0, 1)[fit.epoch])
+
+
+@pytest.mark.parametrize("callback", [Thaw, WeightAverage])
+def test_scores_are_those_without_a_store(data: ImageData, callback: type[Callback]) -> None:
+    rows = []
+    for cache_bytes in (0, 2**30):
+        learn = thawed(data, cache_bytes=cache_bytes)
+        learn.fit(3, 1e-3, callbacks=[callback()])
+        assert any("in batches" in key for key in learn.store.kept) == (cache_bytes > 0)
+        rows.append(learn.recorder.history.drop(columns="seconds"))
+    assert rows[0].equals(rows[1])
+
+
+def test_what_would_fill_the_store_is_not_kept(data: ImageData) -> None:
+    learn = thawed(data)
+    still = still_part(learn)
+    assert still is not None
+    with torch.no_grad():
+        halfway = still.module(torch.zeros(20, 3, 64, 64))
+    assert still_part(thawed(data, cache_bytes=4 * halfway.nbytes)) is not None
+    assert still_part(thawed(data, cache_bytes=4 * halfway.nbytes - 1)) is None
+
+
+class Interrupt(Callback):
+    def after_step(self, fit: Fit) -> None:
+        if fit.step == 6:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_fit_has_the_same_scores(data: ImageData, tmp_path: Path) -> None:
+    """Its first validation computes what the fit that was not stopped had kept."""
+    rows = []
+    for stops in (False, True):
+        learn = thawed(data, path=tmp_path / str(stops), precision="auto")
+        if stops:
+            with pytest.raises(KeyboardInterrupt):
+                learn.fit(2, 1e-3, checkpoint_every=1, callbacks=[Interrupt()])
+            precision = learn.fixed
+            learn = thawed(data, path=tmp_path / str(stops), precision="auto")
+        learn.fit(2, 1e-3, checkpoint_every=1, resume=stops)
+        rows.append(learn.recorder.history.drop(columns="seconds"))
+    assert learn.fixed == precision
+    assert learn.chosen_precision == precision["features"]
+    assert rows[0].equals(rows[1])

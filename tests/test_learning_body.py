@@ -1,5 +1,6 @@
 """A body that learns in quick ways learns what it would have learnt anyhow."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from petnb.data import ImageData
+from petnb.frozen_part import frozen_part
 from petnb.learner import vision_learner
 from petnb.learning_body import (
     ClampInPlace,
@@ -220,3 +222,58 @@ def test_mixing_with_a_frozen_body(data: ImageData) -> None:
         for one, other in zip(body, learn.model.body.parameters(), strict=True)
     )
     assert learn.model.head[-1].weight.abs().sum() > 0  # type: ignore[operator]
+
+
+# -- Compiled ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler would see, forward and backward, without its machine code."""
+    monkeypatch.setattr("petnb.learning_body.BACKEND", "aot_eager")
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("n", [0, 1])
+def test_compiled_gradients_are_those_of_the_model(n: int) -> None:
+    model = classifier("resnet10t")
+    freeze_to(model, n)
+    model.train()
+    images = torch.linspace(-2, 2, 3 * 3 * 64 * 64).sin().view(3, 3, 64, 64)
+    part = frozen_part(model, 64)
+    rest = part.rest if part else None
+    inputs = part.module(images) if part else images
+    learning = LearningModel(model, inputs, "float32", rest, compiled=True)
+    expected = gradients(model, model, images)
+    assert relative_error(gradients(learning, model, inputs), expected) < 1e-5
+    assert str(learning) == "float32, compiled (as asked for)"
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_learner_trains_compiled(data: ImageData) -> None:
+    losses = []
+    for compiled in (False, True):
+        options: dict[str, Any] = {"precision": "float32", "pretrained": False}
+        options |= {"compiled": compiled, "train_bn": False, "show_progress": False}
+        learn = vision_learner(data, "resnet10t", **options)
+        learn.fit(1, 1e-3)
+        losses.append(learn.recorder.losses)
+        assert ("compiled" in learn.choices["training"]) == compiled
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there torch looks for another compiler")
+def test_without_a_compiler_nothing_moves() -> None:
+    """Torch is told of a compiler that is not there."""
+    from torch._inductor import config
+
+    model, images = classifier("resnet10t"), torch.ones(2, 3, 64, 64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    learning = LearningModel(model, images, "float32", compiled=True)
+    missing: dict[str, Any] = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with (
+        config.patch(missing),
+        pytest.raises(RuntimeError, match=r"no-such-compiler.*compiled=False"),
+    ):
+        learning(images)
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())

@@ -364,3 +364,59 @@ def test_pages_can_be_kept_and_given_back() -> None:
 def test_the_learner_says_whether_pages_are_kept(data: ImageData) -> None:
     assert not learner(data, pages=False).pages_kept
     assert learner(data).pages_kept == keep_pages()
+
+
+# -- Which precision is kept ---------------------------------------------------------------------
+
+
+def measures(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """From now on the measurement comes out so."""
+    monkeypatch.setattr("petnb.speed.choose_precision", lambda *_: (precision, "made up"))
+
+
+@pytest.mark.parametrize(("then", "now"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_the_key_says_which_precision_was_used(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, now: str
+) -> None:
+    """Yesterday's "auto" came out otherwise: its features serve "auto", never the other name."""
+    options = {"cache_folder": tmp_path, "precision": "auto"}
+    measures(monkeypatch, then)
+    first = learner(data, **options)
+    first.fit(1, 1e-3, views=1)
+    measures(monkeypatch, now)
+    second = learner(data, **options)
+    assert second.validate() == learner(data, precision=then).validate()
+    assert second.choices["features"] == f"{then}, as kept"
+    second.fit(2, 1e-3, views=2)  # The second view is new
+    assert second.choices["features"].startswith(then)
+    assert "as decided before" in second.choices["features"]
+    assert second.chosen_precision == then
+    assert {key[1] for key in second.store.kept} == {then}
+    other = learner(data, **{**options, "precision": now})
+    assert other.validate() == learner(data, precision=now).validate()
+    assert other.chosen_precision == now
+
+
+def test_a_decision_is_of_the_weights_it_was_made_for(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = learner(data, precision="auto")
+    for precision in ("bfloat16", "float32"):
+        measures(monkeypatch, precision)
+        learn.validate()
+        assert learn.chosen_precision == precision
+        change_weight(learn)
+
+
+def test_a_checkpoint_takes_the_precision_of_what_was_kept(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"cache_folder": tmp_path / "features", "precision": "auto", "path": tmp_path}
+    measures(monkeypatch, "float32")
+    learner(data, **options).validate()
+    measures(monkeypatch, "bfloat16")
+    learn = learner(data, **options)
+    learn.validate()
+    learn.fit(1, 1e-3, checkpoint_every=2)
+    assert learn.fixed["features"] == learn.chosen_precision == "float32"
+    assert {key[1] for key in learn.store.kept} == {"float32"}
