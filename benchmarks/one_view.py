@@ -35,8 +35,8 @@ INTRODUCTION = """# Which view to reuse
 Written by `python benchmarks/one_view.py`. {machine}; {versions}. Packaged
 EfficientNet-Lite0 frozen, 224 pixels, four epochs of the head at 3e-3, batches of 64. Five folds of
 the 672 photographs to learn from, split anew for each of five seeds (and with other random views);
-the 221 are not read. Mean ± standard deviation over the 25 folds; the difference is paired, photograph
-by photograph, from the second row, with its standard error.
+the 221 are not read. Mean ± standard deviation over the 25 folds; the difference is paired,
+photograph by photograph, from the second row, with its standard error.
 
 | view | accuracy, % | macro, % | log loss | difference, points |
 |---|---|---|---|---|
@@ -87,8 +87,8 @@ def main() -> None:
         error = difference.std(ddof=1) / len(labels) ** 0.5
         page += (
             f"| {name} | {100 * accuracy:.2f} ± {100 * spread:.1f} | {100 * macro:.2f} ± "
-            f"{100 * macro_spread:.1f} | {loss:.3f} ± {loss_spread:.3f} | {difference.mean():+.2f} ± "
-            f"{error:.2f} |\n"
+            f"{100 * macro_spread:.1f} | {loss:.3f} ± {loss_spread:.3f} "
+            f"| {difference.mean():+.2f} ± {error:.2f} |\n"
         )
     Path(__file__).with_suffix(".md").write_text(page)
 

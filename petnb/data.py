@@ -605,6 +605,13 @@ class ImageData:
         return make_loader(self, "train")
 
     @cached_property
+    def train_plain(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        "The images of `train` in its orders, each cut as for checking: always the same picture."
+        from petnb.transforms import make_loader
+
+        return make_loader(self, "train", augment=False, shuffle=True)
+
+    @cached_property
     def valid(self) -> DataLoader[tuple[Tensor, Tensor]]:
         "Batches to check with: always the same pictures in the same order."
         from petnb.transforms import make_loader

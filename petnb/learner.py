@@ -111,7 +111,7 @@ class Fit:
     accumulate: int = 1  # Images that a step should see, at least
     clip: float = math.inf  # Longest gradient, over all parameters together
     mix: v2.Transform | None = None  # MixUp or CutMix
-    views: int | None = None  # Views of each image that are used in turn; None: ever new ones
+    views: int | None = None  # Views of each image, used in turn; 1: the middle; None: ever new
     size: int | None = None  # Side to which batches are scaled before they are used
     epoch: int = 0  # Epochs done
     step: int = 0  # Steps done
@@ -129,6 +129,12 @@ class Fit:
     part: FrozenPart | None = None  # What of the body stands still, as long as `thawed` does
     learning: LearningModel | None = None  # The rest and the head, from their first step on
     judged: tuple[tuple[bool, ...], FrozenPart | None] = ((), None)  # `thawed`, `still_part`
+
+    @property
+    def loader(self) -> DataLoader[Batch]:
+        "Where the images come from: where each is seen in one way only, that is the plain one."
+        data = self.learn.data
+        return data.train_plain if self.views == 1 else data.train
 
     def thawed_now(self) -> tuple[bool, ...]:
         "Of each of the body's parameters, whether it learns."
@@ -391,7 +397,7 @@ def training_batches(
     epoch: int,  # Epochs that the learner has had before
 ) -> Iterator[Batch]:
     "What the trained part of the model receives in an epoch, batch by batch, on its device."
-    learn, batches = fit.learn, epoch_batches(fit.learn.data.train)
+    learn, batches = fit.learn, epoch_batches(fit.loader)
     view = epoch if fit.views is None else epoch % fit.views
     batches.set_epoch(epoch, view, fit.n_batches)
     batches.share = learn.processes.share
@@ -400,7 +406,7 @@ def training_batches(
     part = fit.frozen_part()
     digest = part.digest() if part else ""
     reused = part is not None and fit.views is not None
-    inputs_of = (fingerprint(learn.data.train), batches.balanced, view, fit.size)
+    inputs_of = (fingerprint(fit.loader), batches.balanced, view, fit.size)
     kept = learn.find_features(part, digest, inputs_of) if part and reused else None
     if part and reused and learn.processes.agree(kept is not None):
         kept = learn.processes.exchange(kept or (), batches, epoch)
@@ -411,7 +417,7 @@ def training_batches(
             yield kept[0][rows].to(learn.device), kept[1][rows].to(learn.device)
         return
     extractor, found = None, []
-    for images, targets in timed(fit, learn.data.train):
+    for images, targets in timed(fit, fit.loader):
         inputs = learn.prepare(images, fit.size)
         if part:
             extractor = extractor or learn.feature_extractor(part, inputs, digest)
@@ -548,7 +554,7 @@ def files(
     fit: Fit,  # The state of the run
 ) -> list[str]:  # Paths
     "The image files of this step."
-    loader = fit.learn.data.train
+    loader = fit.loader
     keys, dataset = epoch_batches(loader).walk(), cast(Any, loader.dataset)
     return [str(dataset.paths[i]) for _, i in keys[fit.seen : fit.seen + fit.n_images]]
 
@@ -625,7 +631,7 @@ def fit(
     clip: float = math.inf,  # Longest gradient; inf: it is only checked
     mixup: float = 0.0,  # Parameter of MixUp's Beta distribution; 0: none
     cutmix: float = 0.0,  # The same for CutMix; both: one of the two for each batch
-    views: int | None = None,  # Views of each image that are used in turn; None: ever new ones
+    views: int | None = None,  # Views of each image, used in turn; 1: the middle; None: ever new
     checkpoint_every: int = 0,  # Steps from one checkpoint to the next (chapter 03b); 0: none
     resume: bool = False,  # Go on from this fit's last checkpoint, if there is one
 ) -> None:

@@ -109,7 +109,7 @@ def main(out: Path, drawings: Path) -> None:
     found["finder"] = {"losses": finder.raw_losses, "restored": weights(learn) == before}
 
     learn = vision_learner(data, **quiet)
-    asked.clear()
+    asked = watched(data.train_plain)
     learn.fit_one_cycle(3, views=1)
     found["kept features"] = told(learn) | {"asked": list(asked)}
     found["kept features"]["bytes"] = learn.store.used
