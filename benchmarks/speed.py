@@ -72,7 +72,7 @@ def photographs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 def run_petnb(seed: int, views: int | None, backbone: str = "lite0") -> dict[str, Any]:
     """The library as it comes."""
     from petnb.data import ImageData
-    from petnb.learner import vision_learner
+    from petnb.learner import get_preds, vision_learner
 
     def build() -> Any:
         data = ImageData.oxford_pets(
@@ -93,35 +93,51 @@ def run_petnb(seed: int, views: int | None, backbone: str = "lite0") -> dict[str
     learn.unfreeze()
     body, _ = clock(lambda: learn.fit_one_cycle(BODY_EPOCHS, slice(1e-6, 1e-4), views=views))
     after_body, waited_body = learn.validate(), learn.recorder.waited
-    again, _ = clock(learn.validate)  # As it comes: the features of the last check are kept
+    again, _ = clock(lambda: get_preds(learn, learn.data.valid))  # What the last check knew
+    learn.store.clear()
+    kept_pixels, _ = clock(lambda: get_preds(learn, learn.data.valid))
     learn.store.clear()
     learn.data.valid.dataset.decoded.clear()  # fastai decodes anew, too
-    predicting, _ = clock(learn.validate)
+    predicting, _ = clock(lambda: get_preds(learn, learn.data.valid))
     return {"building": building, "head": head, "body": body, "predicting": predicting,
-            "again": again, "after head": after_head, "after body": after_body,
-            "waited": [waited_head, waited_body], "choices": learn.choices,
-            "gigabytes": peak_gigabytes(), "limit": limits(learn)}  # fmt: skip
+            "again": again, "kept pixels": kept_pixels, "after head": after_head,
+            "after body": after_body, "waited": [waited_head, waited_body],
+            "choices": learn.choices, "gigabytes": peak_gigabytes(),
+            "limit": limits(learn, views)}  # fmt: skip
 
 
-def limits(learn: Any) -> dict[str, float]:
-    """Milliseconds an image of the model alone, on noise that needs no loading."""
+def limits(learn: Any, views: int | None) -> dict[str, float]:
+    """The model alone, on noise that needs no loading: milliseconds an image, and seconds of all
+    forward passes that the frozen stage needs, one after the other, in batches as it has them."""
     import torch
 
     from petnb.learning_body import LearningModel
     from petnb.speed import MICRO_BATCH, FeatureExtractor
+    from petnb.transforms import epoch_batches
 
     images = torch.randn(BATCH_SIZE, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-    learning = LearningModel(learn.model.train(), images, learn.precision)
     extractor = FeatureExtractor(learn.model, images, learn.precision)
-    forward = min(clock(lambda: extractor(images))[0] for _ in range(5))
+    train, valid = (
+        epoch_batches(loader).whole(0) for loader in (learn.data.train, learn.data.valid)
+    )
+    batches = [len(batch) for batch in [*train * (views or HEAD_EPOCHS), *valid]]
+    passes, _ = clock(lambda: [extractor(images[:n]) for n in batches])
+    learning = LearningModel(learn.model.train(), images, learn.precision)
 
     def step() -> None:
         for some in images.split(MICRO_BATCH):
             learning(some).square().mean().backward()
 
     step()
-    return {"forward": 1e3 * forward / BATCH_SIZE,
+    return {"passes": passes, "images": sum(batches), "forward": 1e3 * passes / sum(batches),
             "step": 1e3 * min(clock(step)[0] for _ in range(3)) / BATCH_SIZE}  # fmt: skip
+
+
+def scores(logits: Any, targets: Any) -> dict[str, float]:
+    """Accuracy, and the mean of each class's own."""
+    right = (logits.argmax(1) == targets).float()
+    own = [right[targets == target].mean().item() for target in targets.unique()]
+    return {"accuracy": right.mean().item(), "macro_accuracy": statistics.mean(own)}
 
 
 def run_plain(seed: int, improved: bool) -> dict[str, Any]:
@@ -192,8 +208,8 @@ def run_plain(seed: int, improved: bool) -> dict[str, Any]:
     @torch.inference_mode()
     def check() -> dict[str, float]:
         whole.eval()
-        right = [(whole(images).argmax(1) == targets) for images, targets in loaders[1]]
-        return {"accuracy": torch.cat(right).float().mean().item()}
+        found = [(whole(images), targets) for images, targets in loaders[1]]
+        return scores(*map(torch.cat, zip(*found, strict=True)))
 
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -241,13 +257,12 @@ def run_fastai(seed: int, backbone: str = "lite0") -> dict[str, Any]:
         assert not missing, missing
     learn.freeze()
     head, _ = clock(lambda: learn.fit_one_cycle(HEAD_EPOCHS, 3e-3))
-    after_head = dict(zip(("valid_loss", "accuracy"), learn.validate(), strict=True))
+    after_head = scores(*learn.get_preds())
     learn.unfreeze()
     body, _ = clock(lambda: learn.fit_one_cycle(BODY_EPOCHS, slice(1e-6, 1e-4)))
-    after_body = dict(zip(("valid_loss", "accuracy"), learn.validate(), strict=True))
-    predicting, _ = clock(learn.get_preds)
+    predicting, found = clock(learn.get_preds)
     return {"head": head, "body": body, "predicting": predicting,
-            "after head": after_head, "after body": after_body}  # fmt: skip
+            "after head": after_head, "after body": scores(*found)}  # fmt: skip
 
 
 def body_weights() -> dict[str, Any]:
@@ -307,18 +322,49 @@ def run_one(system: str, seed: int) -> None:
 
 def table() -> str:
     """Markdown: medians, least and most, ratios to fastai with the same backbone."""
-    lines = ["| | runs | frozen, s | fine-tuning, s | both, s | predicting, s | accuracy frozen "
-             "| fine-tuned | peak, GB |", "|" + "---|" * 9]  # fmt: skip
+    lines = ["| | runs | frozen, s | fine-tuning, s | both, s | predicting, s | peak, GB |",
+             "|" + "---|" * 7]  # fmt: skip
     for system, name in SYSTEMS.items():
         mine = runs_of(system)
         if not mine:
-            lines.append(f"| {name} | 0 " + "| not measured " * 7 + "|")
+            lines.append(f"| {name} | 0 " + "| not measured " * 5 + "|")
             continue
         cells = [
             name, str(len(mine)),
             *(timed(system, stage) for stage in ("head", "body", "both", "predicting")),
-            *(accuracy_of(mine, stage) for stage in ("after head", "after body")),
             spread([row["gigabytes"] for row in mine]),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def accuracies() -> str:
+    """Markdown: accuracy and macro accuracy of both stages."""
+    lines = ["| on the 221 held out | frozen | macro | fine-tuned | macro |", "|" + "---|" * 5]
+    for system, name in SYSTEMS.items():
+        if mine := runs_of(system):
+            cells = [accuracy_of(mine, stage, which) for stage in ("after head", "after body")
+                     for which in ("accuracy", "macro_accuracy")]  # fmt: skip
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def against_limits() -> str:
+    """Markdown: petnb's stages beside the model alone, and three ways to predict."""
+    lines = ["| | frozen stage / its forward passes | fine-tuning, images a second | model alone "
+             "| waiting | predicting: nothing kept | pixels kept | features kept |",
+             "|" + "---|" * 8]  # fmt: skip
+    for system, name in SYSTEMS.items():
+        mine = [row for row in runs_of(system) if "limit" in row]
+        if not mine:
+            continue
+        ratios = [row["head"] / row["limit"]["passes"] for row in mine]
+        n_images = BODY_EPOCHS * len(photographs()[0])
+        cells = [
+            name, spread(ratios, 2), spread([n_images / row["body"] for row in mine]),
+            spread([1e3 / row["limit"]["step"] for row in mine]),
+            spread([100 * row["waited"][1] / row["body"] for row in mine]) + " %",
+            *(timed(system, stage) for stage in ("predicting", "kept pixels", "again")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -333,12 +379,13 @@ def runs_of(system: str) -> list[dict[str, Any]]:
 def timed(system: str, stage: str) -> str:
     """Seconds, and how many times faster than fastai."""
     mine = [row[stage] for row in runs_of(system)]
-    seconds = spread(mine, 2 if stage == "predicting" else 1)
+    seconds = spread(mine, 1 if stage in ("head", "body", "both") else 2)
     if system.startswith("fastai"):
         return seconds
     fastai = runs_of("fastai-resnet34" if system.endswith("resnet34") else "fastai")
-    ratio = statistics.median(row[stage] for row in fastai) / statistics.median(mine)
-    return f"{seconds}: **{ratio:.1f} x**"
+    fully = stage if stage in ("head", "body", "both") else "predicting"
+    ratio = statistics.median(row[fully] for row in fastai) / statistics.median(mine)
+    return f"{seconds}: **{ratio:.{1 if ratio < 100 else 0}f} x**"
 
 
 def figure() -> None:
@@ -367,9 +414,9 @@ def spread(values: list[float], digits: int = 1) -> str:
         f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})")  # fmt: skip
 
 
-def accuracy_of(rows: list[dict[str, Any]], stage: str) -> str:
+def accuracy_of(rows: list[dict[str, Any]], stage: str, which: str) -> str:
     """Mean and standard deviation, in per cent."""
-    found = [100 * row[stage]["accuracy"] for row in rows]
+    found = [100 * row[stage][which] for row in rows]
     return f"{statistics.mean(found):.1f} %" + (
         f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else "")  # fmt: skip
 
@@ -382,8 +429,9 @@ if __name__ == "__main__":
     else:
         versions = ", ".join(map(" ".join, results()[0]["versions"].items()))
         text = (f"# Speed\n\n{(__doc__ or '').strip()}\n\nMedian (least to most), and how many "
-                "times faster than fastai with the same backbone; accuracy: mean ± deviation "
-                f"over seeds.\n\n{table()}\n\n![Seconds of each system](speed.png)\n\n"
+                f"times faster than fastai with the same backbone.\n\n{table()}\n\n"
+                f"Mean ± standard deviation over seeds.\n\n{accuracies()}\n\n{against_limits()}"
+                "\n\n![Seconds of each system](speed.png)\n\n"
                 f"Machine: {results()[0]['processor']}, no GPU (on a GPU: not measured). "
                 f"Versions: {versions}.\n")  # fmt: skip
         notes = HERE / "speed_notes.md"

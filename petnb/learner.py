@@ -825,6 +825,8 @@ class Learner:
         self.decided: dict[str, tuple[str, speed.Precision]] = {}  # For "auto": digest, precision
         self.pages_kept = speed.keep_pages() if pages else False
         self.choices = {"freed memory": "kept" if self.pages_kept else "given back"}
+        if speed.quick_products(self.device, precision):
+            self.choices["products of float32"] = "TF32 (not with precision='float32')"
         self.fixed: dict[str, speed.Precision] = {}  # Precisions decided for a checkpoint
         self.prescribed: dict[str, speed.Precision] = {}  # Decided before: not to be measured
         self.n_epochs = self.n_steps = 0  # Trained so far, over all fits

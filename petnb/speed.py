@@ -31,7 +31,7 @@ __all__ = ['CONVOLUTIONS', 'ACTIVATIONS', 'Precision', 'Choice', 'MICRO_BATCH', 
            'M_MMAP_MAX', 'DEFAULTS', 'followed_by', 'conv_norm_pairs', 'what_is_left', 'fold_batch_norms',
            'relative_error', 'EvenlyPadded', 'pad_evenly', 'ActivatedConvolution', 'ConvActivation', 'fuse_activations',
            'has_convolution_library', 'has_bfloat16', 'seconds', 'quicker', 'Arithmetic', 'choose_precision',
-           'FeatureExtractor', 'digest_of_weights', 'FeatureStore', 'keep_pages']
+           'quick_products', 'FeatureExtractor', 'digest_of_weights', 'FeatureStore', 'keep_pages']
 
 # %% ../nbs/02c_speed.ipynb #911df1d3
 def followed_by(
@@ -311,6 +311,19 @@ def choose_precision(
         _decided[key] = quicker(*ways, len(images), warm_up=0)  # Both have just run
     chosen, reason = _decided[key]
     return (chosen if error < 0.05 else "float32"), f"{reason}, difference {error:.1%}"
+
+# %% ../nbs/02c_speed.ipynb #91fd20eb
+def quick_products(
+    device: torch.device,  # Where the model is
+    precision: Precision = "auto",  # What the user asked for; "float32" is meant as it is said
+) -> bool:  # Whether they are TF32; on a CPU nothing changes
+    "On CUDA, let float32 numbers be multiplied by TF32, or see to it that they are not."
+    if device.type != "cuda":
+        return False
+    quick = precision != "float32"
+    torch.set_float32_matmul_precision("high" if quick else "highest")
+    torch.backends.cudnn.allow_tf32 = quick
+    return quick
 
 # %% ../nbs/02c_speed.ipynb #5cf7684d
 MICRO_BATCH = 32  # Images that go through a body at once, on a CPU
