@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Curve', 'Batch', 'T', 'FITTING', 'FORMAT', 'KINDS', 'settings_at', 'Callback', 'Fit', 'Recorder', 'smooth',
            'plot_loss', 'plot_lr', 'plot_metrics', 'history_table', 'Progress', 'training_batches', 'fingerprint',
-           'timed', 'in_order', 'pieces', 'backward', 'gather', 'steps_per_epoch', 'NonFiniteError', 'clip_gradient',
-           'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'still_part', 'kept_halfway', 'body_features',
-           'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner', 'header', 'write_model',
-           'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save', 'load_weights',
-           'other_classes', 'load', 'load_body']
+           'timed', 'in_order', 'pieces', 'backward', 'body_in_pieces', 'gather', 'steps_per_epoch', 'NonFiniteError',
+           'clip_gradient', 'files', 'train_step', 'train_epoch', 'FitOptions', 'fit', 'still_part', 'kept_halfway',
+           'body_features', 'get_preds', 'validate', 'Learner', 'default_device', 'vision_learner', 'header',
+           'write_model', 'check_header', 'take_weights', 'read_model', 'read_header', 'model_file', 'save',
+           'load_weights', 'other_classes', 'load', 'load_body']
 
 # %% ../nbs/03_learner.ipynb #73f88af7
 Curve = Callable[[float], float]  # From position, 0 to 1, to a value
@@ -489,6 +489,9 @@ def backward(
         inputs, targets = fit.mix(inputs, targets)
     size = len(inputs) if fit.head_only else pieces(learn, len(inputs))
     trained = learn.model.head if fit.head_only else fit.learning_model(inputs)
+    large = learn.device.type == "cpu" and size > 2 * MICRO_BATCH
+    if isinstance(trained, LearningModel) and large and not trained.moves:
+        return body_in_pieces(fit, trained, inputs, targets)
     n_pieces = math.ceil(len(inputs) / size)
     parts = zip(inputs.tensor_split(n_pieces), targets.tensor_split(n_pieces), strict=True)
     for some, wanted in parts:
@@ -496,6 +499,29 @@ def backward(
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
+
+# %% ../nbs/03_learner.ipynb #7ba769e4
+def body_in_pieces(
+    fit: Fit,  # The state of the run
+    learning: LearningModel,  # Whose body treats each image by itself
+    inputs: Tensor,  # Images, n x 3 x h x w, normalised
+    targets: Tensor,  # n positions in the vocabulary, or their mixture
+) -> float:  # This batch's share of the step's loss
+    "As `backward`, with a body that sees pieces of a batch and a head that sees all of it."
+    parts = inputs.tensor_split(math.ceil(len(inputs) / MICRO_BATCH))
+    dice, found = list[Tensor](), list[Tensor]()
+    for some in parts:
+        dice.append(torch.get_rng_state())
+        with torch.no_grad():
+            found.append(learning.features(some))
+    features = torch.cat(found).requires_grad_()
+    loss = fit.learn.loss_func(learning.head(features), targets) * (len(inputs) / fit.n_images)
+    loss.backward()  # type: ignore[no-untyped-call]
+    handed_back = torch.split(cast(Tensor, features.grad), [len(some) for some in parts])
+    for some, state, gradient in zip(parts, dice, handed_back, strict=True):
+        torch.set_rng_state(state)  # The same dropout as before
+        learning.features(some).backward(gradient)  # type: ignore[no-untyped-call]
+    return loss.item()
 
 # %% ../nbs/03_learner.ipynb #7e23e425
 T = TypeVar("T")

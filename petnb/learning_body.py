@@ -283,11 +283,16 @@ class LearningModel:
         self,
         images: Tensor,  # n x 3 x h x w, normalised
     ) -> Tensor:  # Logits, n x classes; the head works in float32
+        return self.head(self.features(images))  # type: ignore[no-any-return]
+
+    def features(
+        self,
+        images: Tensor,  # n x 3 x h x w, normalised
+    ) -> Tensor:  # What the head receives, in float32
         short = self.precision == "bfloat16"
         quick = nullcontext() if self.compiled else QuickFunctions()
         with quick, torch.autocast(self.device, torch.bfloat16, enabled=short):
-            features = self.run(images)
-        return self.head(features.float())  # type: ignore[no-any-return]
+            return self.run(images).float()
 
 
 _decided: dict[tuple[Any, ...], Choice] = {}

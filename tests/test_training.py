@@ -22,6 +22,7 @@ from petnb.learner import (
     pieces,
     vision_learner,
 )
+from petnb.learning_body import LearningModel
 from petnb.losses import FocalLoss, LabelSmoothing, class_weights, mixing
 from petnb.optimizers import OPTIMIZERS, create_optimizer, optimizer_maker, set_rates
 from petnb.speed import MICRO_BATCH
@@ -365,3 +366,41 @@ def test_what_ties_images_together_stays_together(
     learn.unfreeze()
     learn.model.train()
     assert pieces(learn, 100) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head": "fastai"},
+        {"head": "fastai", "freeze_to": 1},
+        {"loss_func": LabelSmoothing(weight=torch.arange(1.0, 11.0))},
+        {"mixup": 0.4, "head": "fastai"},
+    ],
+)
+def test_a_body_in_pieces_has_the_gradient_of_the_whole_batch(
+    data: ImageData, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(options)
+    level, mixup = options.pop("freeze_to", 0), options.pop("mixup", 0.0)
+    seen: list[int] = []
+    features = LearningModel.features
+
+    def watched(self: LearningModel, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return features(self, images)
+
+    monkeypatch.setattr(LearningModel, "features", watched)
+    found = []
+    for most in (3, 1000):
+        monkeypatch.setattr("petnb.learner.MICRO_BATCH", most)
+        learn = learner(data, train_bn=False, precision="float32", optimizer="sgd", **options)
+        learn.freeze_to(level)
+        seen.clear()
+        learn.fit(1, 1e-12, mixup=mixup)  # So small that no step changes the next one's gradient
+        assert (max(seen) <= 3) == (most == 3)
+        norms = [value for name, value in learn.model.state_dict().items() if "running" in name]
+        found.append((learn.recorder.losses, learn.recorder.norms, norms))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-3)
+    for one, other in zip(found[0][2], found[1][2], strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
