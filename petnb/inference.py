@@ -239,8 +239,7 @@ class TorchScorer:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        batch = self.normalize(images.to(self.device))
-        batch = batch.contiguous(memory_format=torch.channels_last)
+        batch = self.normalize.in_pieces(images.to(self.device))
         if self.extractor is None:
             self.extractor = FeatureExtractor(self.model, batch, self.precision)
         logits = self.model.head(self.extractor(batch))

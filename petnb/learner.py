@@ -866,7 +866,7 @@ class Learner:
 
     def prepare(self, images: Tensor, size: int | None = None) -> Tensor:
         "Bytes, n x 3 x h x w, to what the model expects, on its device; scaled if a size is given."
-        images = self.normalize(images.to(self.device, non_blocking=True))
+        images = self.normalize.in_pieces(images.to(self.device, non_blocking=True))
         if size is not None and size != images.shape[-1]:
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         return images.contiguous(memory_format=torch.channels_last)

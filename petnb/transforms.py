@@ -649,11 +649,15 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+
+    def in_pieces(self, images: Tensor) -> Tensor:
+        "The same numbers, the three colours of a pixel side by side; sooner, on a CPU."
         n = PIECE if images.device.type == "cpu" else max(len(images), 1)
         layout = torch.channels_last
         found = torch.empty(images.shape, device=images.device, memory_format=layout)
         for some, place in zip(torch.split(images, n), torch.split(found, n), strict=True):
-            place.copy_(some.to(torch.float32, copy=True).sub_(self.mean).div_(self.std))
+            place.copy_(self(some))
         return found
 
     def undo(self, images: Tensor) -> Tensor:
