@@ -355,7 +355,7 @@ def against_limits() -> str:
              "| waiting | predicting: nothing kept | pixels kept | features kept |",
              "|" + "---|" * 8]  # fmt: skip
     for system, name in SYSTEMS.items():
-        mine = [row for row in runs_of(system) if "limit" in row]
+        mine = [row for row in runs_of(system) if "passes" in row.get("limit", {})]
         if not mine:
             continue
         ratios = [row["head"] / row["limit"]["passes"] for row in mine]
@@ -416,7 +416,9 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 def accuracy_of(rows: list[dict[str, Any]], stage: str, which: str) -> str:
     """Mean and standard deviation, in per cent."""
-    found = [100 * row[stage][which] for row in rows]
+    found = [100 * row[stage][which] for row in rows if which in row[stage]]
+    if not found:
+        return "not measured"
     return f"{statistics.mean(found):.1f} %" + (
         f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else "")  # fmt: skip
 
