@@ -206,7 +206,7 @@ def compiled_by_torch(
     module: nn.Module,  # From images to features
 ) -> Callable[[Tensor], Tensor]:
     "Compiled at the first call, which raises `RuntimeError` where that cannot be done."
-    quick = torch.compile(module, backend=BACKEND)
+    quick = torch.compile(module, backend=BACKEND, dynamic=False)  # Once for each batch size
 
     def features_of(images: Tensor) -> Tensor:
         try:
