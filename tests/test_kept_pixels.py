@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from test_faults import file_limit
 from torch import Tensor
 
 from petnb import kept_pixels
@@ -168,18 +167,6 @@ def test_a_damaged_file_is_reported_and_replaced(tmp_path: Path, fault: str) -> 
     with pytest.warns(UserWarning, match=rf"{name} is damaged \(.*its image is decoded anew"):
         assert torch.equal(pixels(path, folder), whole)
     assert kept_in(folder) == {name: content}
-
-
-@contextmanager
-def file_limit(n_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond it: the disk is as good as full."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_said_once_and_ends_nothing(data: ImageData, tmp_path: Path) -> None:
