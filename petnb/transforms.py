@@ -17,16 +17,19 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import chain, starmap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
+from simplejpeg import decode_jpeg
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
@@ -36,36 +39,46 @@ if TYPE_CHECKING:
     from petnb.kept_pixels import PixelFolder
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'GREY', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'PIECE', 'View', 'MiddleView', 'valid_transform',
-           'relight', 'RandomLight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads', 'kept_threads',
-           'on_all_cores', 'make_views', 'file_version', 'DecodedImages', 'ImageDataset', 'Places', 'EpochBatches',
-           'turns', 'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader',
-           'default_workers', 'ignore_ctrl_c', 'training_transform', 'choose_batches', 'pixel_folder', 'make_loader',
-           'epoch_batches', 'show_batch', 'Normalize', 'show_tensors']
+__all__ = ['CROP_PCT', 'GREY', 'PIECE', 'T', 'AT_ONCE', 'ORIENTATION', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView',
+           'valid_transform', 'mean_grey', 'relight', 'RandomLight', 'RandomView', 'train_transform', 'view_seed',
+           'decoding_threads', 'kept_threads', 'on_all_cores', 'make_views', 'file_version', 'is_ordinary',
+           'decode_pixels', 'DecodedImages', 'Pairs', 'as_batch', 'ImageDataset', 'Places', 'EpochBatches', 'turns',
+           'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader', 'default_workers',
+           'ignore_ctrl_c', 'training_transform', 'choose_batches', 'pixel_folder', 'make_loader', 'epoch_batches',
+           'show_batch', 'Normalize', 'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #2187e142
 class View(v2.Transform, ABC):  # type: ignore[misc]
-    "A transform in two steps: what chance decides, and the work on the pixels."
+    "A transform in three steps: what chance decides, the cut, and the rest for a whole batch."
 
     def draw(
         self,
         image: Tensor,  # Bytes, 3 x h x w
-    ) -> Any:  # What `apply` needs to know
+    ) -> Any:  # What the other steps need to know
         "All that chance decides about one view: here, nothing."
         return None
 
     @abstractmethod
-    def apply(
+    def cut(
         self,
         image: Tensor,  # Bytes, 3 x h x w
         drawn: Any,  # From `draw`
     ) -> Tensor:  # Bytes, 3 x size x size
-        "The view; no chance involved."
+        "The part of the image that is seen, scaled; no chance involved."
+
+    def finish(
+        self,
+        cuts: Sequence[Tensor],  # Bytes, 3 x size x size each, from `cut`
+        drawn: Sequence[Any],  # From `draw`, one for each
+    ) -> Tensor:  # Bytes, n x 3 x size x size
+        "One batch of all views, and what is done to them at once; here, nothing."
+        return torch.stack(list(cuts))
 
     def forward(self, image: Any) -> Tensor:
-        "Both steps, for an image of Pillow's or its bytes."
+        "All steps, for an image of Pillow's or its bytes."
         pixels: Tensor = F.to_image(image).as_subclass(Tensor)
-        return self.apply(pixels, self.draw(pixels))
+        drawn = self.draw(pixels)
+        return self.finish([self.cut(pixels, drawn)], [drawn])[0]
 
 # %% ../nbs/01_transforms.ipynb #988e0b89
 class MiddleView(View):
@@ -75,12 +88,12 @@ class MiddleView(View):
         self,
         size: int,  # Side of the square, in pixels
         side: int,  # To which the shorter side is scaled before
-        squish: bool,  # Or both sides
+        squish: bool,  # Scale both sides to `side` instead, whatever the proportions
     ):
         super().__init__()
         self.size, self.sides = size, [side, side] if squish else [side]
 
-    def apply(self, image: Tensor, drawn: Any) -> Tensor:
+    def cut(self, image: Tensor, drawn: Any) -> Tensor:
         scaled = F.resize(image, self.sides, InterpolationMode.BICUBIC, antialias=True)
         middle: Tensor = F.center_crop(scaled, [self.size])
         return middle
@@ -101,20 +114,35 @@ def valid_transform(
 GREY = (0.2989, 0.587, 0.114)  # Weights of red, green and blue (ITU-R BT.601)
 
 
+def mean_grey(
+    pixels: Tensor,  # Whole numbers as floats, n x 3 x h x w
+) -> Tensor:  # n x 1 x 1
+    "Of each picture. Sums of whole numbers are exact, so no number of cores changes them."
+    red, green, blue = pixels.sum(3).double().mean(2).div(pixels.shape[3]).unbind(1)
+    grey = GREY[0] * red + GREY[1] * green + GREY[2] * blue
+    return grey.float()[:, None, None]
+
+# %% ../nbs/01_transforms.ipynb #2325e906
+PIECE = 4  # Images that are worked on at once, so that what is in between fits into the cache
+
+
 def relight(
-    image: Tensor,  # Bytes, 3 x h x w
-    brightness: float = 1.0,  # Factor of every pixel
-    contrast: float = 1.0,  # Factor of its distance to the mean grey
-    saturation: float = 1.0,  # Factor of its distance to its own grey
-) -> Tensor:  # Bytes, 3 x h x w
-    "The three as one matrix, after which numbers are rounded and cut to bytes."
-    grey = torch.tensor(GREY)
-    matrix = saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3)
-    pixels = image.reshape(3, -1).float()
-    mean_grey = float(grey @ pixels.mean(1))
-    added = (1 - contrast) * brightness * mean_grey
-    found = torch.addmm(torch.tensor(added + 0.5), brightness * contrast * matrix, pixels)
-    return found.clamp_(0, 255).to(torch.int16).byte().view(image.shape)  # Quicker by way of int16
+    images: Tensor,  # Bytes, n x 3 x h x w
+    factors: Tensor,  # n x 3: brightness, contrast and saturation; 1 changes nothing
+) -> Tensor:  # Bytes, n x 3 x h x w
+    "Every picture in a light of its own; numbers are rounded, and cut to bytes."
+    brightness, contrast, saturation = factors[:, :, None, None].unbind(1)  # Each n x 1 x 1
+    mixed = saturation * torch.eye(3) + (1 - saturation) * torch.tensor(GREY)
+    matrix, share = brightness * contrast * mixed, (1 - contrast) * brightness
+    found = torch.empty_like(images)
+    for first in range(0, len(images), PIECE):
+        some = slice(first, first + PIECE)
+        pixels = images[some].float()
+        added = share[some] * mean_grey(pixels) + 0.5
+        lit = torch.baddbmm(added, matrix[some], pixels.flatten(2))
+        whole = lit.to(torch.int16).clamp_(0, 255)  # Quicker than from floats to bytes
+        found[some] = whole.view_as(pixels)
+    return found
 
 # %% ../nbs/01_transforms.ipynb #1ee2d45f
 class RandomLight(v2.Transform):  # type: ignore[misc]
@@ -128,14 +156,20 @@ class RandomLight(v2.Transform):  # type: ignore[misc]
         super().__init__()
         self.light, self.saturation = light, saturation
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, float]:
-        "The three factors, drawn evenly around 1."
-        drawn = (2 * torch.rand(3) - 1) * torch.tensor([self.light, self.light, self.saturation])
-        names = ("brightness", "contrast", "saturation")
-        return dict(zip(names, (1 + drawn).tolist(), strict=True))
+    def factors(
+        self,
+        dice: Tensor,  # n x 3, evenly drawn from 0 to 1
+    ) -> Tensor:  # n x 3, around 1
+        "Brightness, contrast and saturation for each picture."
+        return 1 + (2 * dice - 1) * torch.tensor([self.light, self.light, self.saturation])
 
-    def transform(self, inpt: Any, params: dict[str, float]) -> Any:
-        return relight(inpt, **params) if isinstance(inpt, Tensor) else inpt
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Tensor]:
+        return {"factors": self.factors(torch.rand(1, 3))}
+
+    def transform(self, inpt: Any, params: dict[str, Tensor]) -> Any:
+        if not isinstance(inpt, Tensor):
+            return inpt
+        return relight(inpt[None], params["factors"])[0]
 
 # %% ../nbs/01_transforms.ipynb #943db0b2
 class RandomView(View):
@@ -148,25 +182,31 @@ class RandomView(View):
         light: float,  # Brightness and contrast change by up to this share, colour by half of it
     ):
         super().__init__()
-        self.cut = v2.RandomResizedCrop(size, scale)
+        self.size = size
+        self.place = v2.RandomResizedCrop(size, scale)  # It only says where; 3:4 to 4:3
         self.light = RandomLight(light, light / 2)
 
-    def draw(self, image: Tensor) -> tuple[dict[str, int], bool, dict[str, float]]:
-        "Where the cut is, whether it is mirrored, and the three factors of the light."
-        place = self.cut.make_params([image])
-        return place, bool(torch.rand(1) < 0.5), self.light.make_params([])
+    def draw(self, image: Tensor) -> tuple[dict[str, int], Tensor]:
+        "Where the cut is, and four dice: whether it is mirrored, and three for the light."
+        return self.place.make_params([image]), torch.rand(4)
 
-    def apply(self, image: Tensor, drawn: tuple[dict[str, int], bool, dict[str, float]]) -> Tensor:
-        place, mirrored, light = drawn
-        way = {"interpolation": InterpolationMode.BICUBIC, "antialias": True}
-        view = F.resized_crop(image, size=list(self.cut.size), **place, **way)
-        return relight(F.horizontal_flip(view) if mirrored else view, **light)
+    def cut(self, image: Tensor, drawn: tuple[dict[str, int], Tensor]) -> Tensor:
+        top, left, height, width = (drawn[0][name] for name in ("top", "left", "height", "width"))
+        part = image[None, :, top : top + height, left : left + width]
+        way: Any = {"mode": "bicubic", "antialias": True}
+        return nn.functional.interpolate(part, (self.size, self.size), **way)[0]
+
+    def finish(self, cuts: Sequence[Tensor], drawn: Sequence[Any]) -> Tensor:
+        dice = torch.stack([four for _, four in drawn])
+        mirrored = (dice[:, 0] < 0.5).tolist()
+        seen = [cut.flip(2) if flip else cut for cut, flip in zip(cuts, mirrored, strict=True)]
+        return relight(torch.stack(seen), self.light.factors(dice[:, 1:]))
 
 # %% ../nbs/01_transforms.ipynb #49c3015c
 def train_transform(
     size: int,  # Side of the square, in pixels
     scale: tuple[float, float] = (0.35, 1.0),  # Share of the area that is cut out
-    light: float = 0.2,  # Brightness, contrast and colour change by up to this share
+    light: float = 0.2,  # Brightness and contrast change by up to this share, colour by half of it
 ) -> View:  # From a PIL image, or its bytes, to uint8, 3 x size x size
     "A random square, mirrored half of the time, in slightly other light."
     return RandomView(size, scale, light)
@@ -174,7 +214,7 @@ def train_transform(
 # %% ../nbs/01_transforms.ipynb #864e1983
 def view_seed(
     seed: int,  # The data's seed
-    epoch: int,  # How often all images have been seen before
+    epoch: int,  # Whose view: how often all images have been seen before
     index: int,  # Position of the image in its side of the split
 ) -> int:  # A seed for one view, from 0 to 2^64 - 1
     "A number that looks random and depends on nothing but its three arguments."
@@ -182,7 +222,7 @@ def view_seed(
 
 # %% ../nbs/01_transforms.ipynb #0dc97faa
 def decoding_threads() -> int:
-    "One for each core, as decoding does not hold Python up; one where there are other processes."
+    "One for each core, as decoding needs no lock; one where there are other processes."
     alone = torch.utils.data.get_worker_info() is None
     return available_cores() if alone else 1
 
@@ -192,12 +232,12 @@ def kept_threads(
     n: int,  # How many
     process: int,  # The number of this process: threads do not survive a fork
 ) -> ThreadPoolExecutor:
-    "Threads that do one thing at a time each."
+    "Threads that compute by themselves, without teams of PyTorch's own."
     limits = ThreadpoolController()
 
     def alone() -> None:
-        torch.get_num_threads()  # Or PyTorch would set it anew at the thread's first tensor
-        limits.limit(limits=1, user_api="openmp")
+        torch.get_num_threads()  # PyTorch sets the number at the first use: let it do so now
+        limits.limit(limits=1, user_api="openmp")  # The library of those teams
 
     return ThreadPoolExecutor(n, initializer=alone)
 
@@ -207,7 +247,7 @@ AT_ONCE = 4  # Pieces of work that a thread takes, since each handing over costs
 
 
 def on_all_cores(
-    work: Callable[..., T],  # That does not hold Python up
+    work: Callable[..., T],  # Mostly outside of Python
     *arguments: Iterable[Any],  # As for `map`
 ) -> list[T]:
     "The results in order; by threads, where this process has several cores for itself."
@@ -223,15 +263,17 @@ def make_views(
     transform: Callable[[Tensor], Tensor],  # A `View`, or any other
     images: Sequence[Tensor],  # Bytes, 3 x h x w each
     seeds: Sequence[int],  # One for each
-) -> list[Tensor]:  # Bytes, 3 x size x size each
-    "Each image as its seed has it; the program's own random numbers are left as they were."
+) -> Tensor:  # Bytes, n x 3 x size x size
+    "Each image as its seed has it; PyTorch's random numbers are left as they were."
     first = transform.draw if isinstance(transform, View) else transform
     found = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images, seeds, strict=True):
             torch.default_generator.manual_seed(seed)
             found.append(first(image))
-    return on_all_cores(transform.apply, images, found) if isinstance(transform, View) else found
+    if not isinstance(transform, View):
+        return default_collate(found)  # type: ignore[no-any-return]
+    return transform.finish(on_all_cores(transform.cut, images, found), found)
 
 # %% ../nbs/01_transforms.ipynb #b7e853a0
 def file_version(
@@ -242,6 +284,35 @@ def file_version(
     return status.st_size, status.st_mtime_ns
 
 # %% ../nbs/01_transforms.ipynb #a7431fb8
+ORIENTATION = 0x0112  # The EXIF tag that says which way is up; 1 is as it lies
+
+
+def is_ordinary(
+    path: str,  # An image file
+    at_least: int | None = None,  # As in `open_image`
+) -> bool:
+    "Whether it is a JPEG in three colours that is neither turned, nor shrunk, nor too large."
+    with Image.open(path) as image:
+        width, height = image.size
+        shrunk = at_least is not None and min(width, height) >= 2 * at_least
+        upright = image.getexif().get(ORIENTATION, 1) == 1
+        allowed = width * height <= (Image.MAX_IMAGE_PIXELS or math.inf)
+        colours = image.format == "JPEG" and image.mode == "RGB"
+    return colours and upright and allowed and not shrunk
+
+
+def decode_pixels(
+    path: str,  # An image file
+    at_least: int | None = None,  # As in `open_image`
+) -> Tensor:  # Bytes, 3 x h x w; the colours of a pixel lie side by side
+    "What `open_image` sees, as a tensor. Raises `ImageError` as it does."
+    with suppress(Exception):  # Whatever is wrong, `open_image` finds it, too, and says it
+        if is_ordinary(path, at_least):
+            pixels = decode_jpeg(Path(path).read_bytes(), strict=True)
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(np.array(open_image(path, at_least))).permute(2, 0, 1)
+
+# %% ../nbs/01_transforms.ipynb #b8bc1e78
 class DecodedImages:
     "The pixels of image files, kept in memory as far as there is room."
 
@@ -278,8 +349,7 @@ class DecodedImages:
 
     def decode(self, index: int) -> Tensor:
         "Bytes, 3 x h x w, from the file."
-        picture = np.array(open_image(self.paths[index], self.at_least))
-        return torch.from_numpy(picture).permute(2, 0, 1)
+        return decode_pixels(self.paths[index], self.at_least)
 
     def keep(self, index: int, version: tuple[int, int], image: Tensor) -> None:
         "Hold an image in memory in the place of its earlier version, if there is room."
@@ -290,6 +360,26 @@ class DecodedImages:
             self.room -= image.nbytes
 
 # %% ../nbs/01_transforms.ipynb #e61a421d
+class Pairs(list[tuple[Tensor, Tensor]]):
+    "Images with their targets, one by one, and together as a batch."
+
+    def __init__(
+        self,
+        images: Tensor,  # n x 3 x size x size
+        targets: Tensor,  # n
+    ):
+        super().__init__(zip(images, targets, strict=True))
+        self.together = images, targets
+
+
+def as_batch(
+    pairs: Any,  # `Pairs`, as an `ImageDataset` gives them
+) -> tuple[Tensor, Tensor]:  # Images and targets
+    "The batch that is there already."
+    together: tuple[Tensor, Tensor] = pairs.together
+    return together
+
+# %% ../nbs/01_transforms.ipynb #02dff91d
 class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
     "Decoded and transformed images; asked for by (epoch, index)."
 
@@ -311,7 +401,7 @@ class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
     def decode(self, index: int) -> Tensor:
         "Bytes from the file, 3 x h x w, or the view if there is but one."
         image = super().decode(index)
-        return self.transform.apply(image, None) if self.fixed else image
+        return self.transform.cut(image, None) if self.fixed else image
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -319,18 +409,17 @@ class ImageDataset(DecodedImages, Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Pairs:
         "A whole batch at once, which is how a loader asks."
         images = self.pixels([index for _, index in keys])
         seeds = [view_seed(self.seed, *key) for key in keys]
-        views = images if self.fixed else make_views(self.transform, images, seeds)
-        targets = torch.tensor([self.targets[index] for _, index in keys])
-        return list(zip(views, targets, strict=True))
+        views = torch.stack(images) if self.fixed else make_views(self.transform, images, seeds)
+        return Pairs(views, torch.tensor([self.targets[index] for _, index in keys]))
 
     def fingerprint(self) -> str:
-        "A hash of all that the views depend on: files, their sizes and times, transform and seed."
+        "A hash of all that the views depend on, by which it can be told whether they still hold."
         files = [(path, file_version(path)) for path in self.paths]
-        told = repr((files, self.targets, self.transform, self.seed))
+        told = repr((files, self.targets, self.transform, self.seed, self.at_least))
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 # %% ../nbs/01_transforms.ipynb #eb78d373
@@ -435,7 +524,7 @@ AGAIN = 2**32  # From the view of one coming of an image to that of the next, wi
 
 
 class BalancedBatches(EpochBatches):
-    "Each class equally often in every epoch; what comes depends on (seed, epoch) alone."
+    "Each class equally often in every epoch; what comes depends on (seed, epoch, view) alone."
 
     balanced = True
 
@@ -532,7 +621,7 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
 
 # %% ../nbs/01_transforms.ipynb #968f2449
 def default_workers() -> int:
-    "Half the cores, at most 8; none on up to two cores, or where a process cannot fork."
+    "Half the cores, at most 8; none on up to two cores, and none but on Linux."
     cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # Of torchrun: 03d
     return min(cores // 2, 8) if cores > 2 and sys.platform == "linux" else 0
 
@@ -592,11 +681,12 @@ def make_loader(
     workers = default_workers() if data.workers is None else data.workers
     cache_bytes = data.cache_bytes // max(workers, 1)
     paths, folder = items["path"].tolist(), pixel_folder(data)
-    at_least = 2 * data.size if training else None
+    at_least = 2 * data.size if training else None  # Enough for the smallest cut
     mixed = training if shuffle is None else shuffle
     return ImageLoader(
         ImageDataset(paths, targets, transform, data.seed, at_least, cache_bytes, folder),
         batch_sampler=choose_batches(data, targets, split, mixed),
+        collate_fn=as_batch,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=ignore_ctrl_c,
@@ -630,9 +720,6 @@ def show_batch(
     return show_images(pictures, [data.vocab[int(target)] for _, target in views], columns=5)
 
 # %% ../nbs/01_transforms.ipynb #10563d60
-PIECE = 4  # Images that are normalised at once, on a CPU
-
-
 class Normalize(nn.Module):
     "Bytes, n x 3 x h x w, to floats as the backbone expects them. Runs on the device that trains."
 

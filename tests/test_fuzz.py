@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -28,6 +29,7 @@ from petnb.learner import Learner, header
 from petnb.resume import checkpoint_path
 from petnb.safe_files import DamagedFileError, fingerprint, previous, read_tensors, write_tensors
 from petnb.sources import check_edits
+from petnb.transforms import decode_pixels, is_ordinary
 
 TIMES = int(os.environ.get("PETNB_FUZZ", "1"))
 
@@ -136,6 +138,44 @@ def test_bytes_of_an_image(kind: str, tmp_path: Path) -> None:
             assert picture.width * picture.height <= 2_000_000
             assert not noted.reason
             assert not seen
+
+    run()
+
+
+def upright(**options: Any) -> bytes:
+    """A JPEG that the quicker decoder takes."""
+    buffer = io.BytesIO()
+    picture = Image.radial_gradient("L").resize((24, 20)).convert("RGB")
+    picture.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.usefixtures("small_cap")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 95, "subsampling": 0}, {"progressive": True}], ids=str
+)
+def test_two_decoders_agree(options: dict[str, Any], tmp_path: Path) -> None:
+    """Of a damaged JPEG, too: Pillow's pixels, or Pillow's error."""
+    path, whole = tmp_path / "1.jpg", upright(**options)
+    path.write_bytes(whole)
+    assert is_ordinary(str(path))
+
+    @tries(200)
+    @given(damaged(whole))
+    @example(whole)
+    @example(whole[: len(whole) // 2])
+    @example(whole[:-2])
+    @example(whole + b"more")
+    def run(content: bytes) -> None:
+        path.write_bytes(content)
+        picture, error = outcome(lambda: open_image(path), ImageError)
+        if picture is None:
+            with pytest.raises(ImageError) as same:
+                decode_pixels(str(path))
+            assert str(same.value) == str(error)
+        else:
+            assert np.array_equal(decode_pixels(str(path)).permute(1, 2, 0), picture)
 
     run()
 
