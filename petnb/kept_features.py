@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .kept_pixels import make_room
+from .kept_pixels import decoders, make_room
 from .safe_files import DamagedFileError, read_tensors, write_tensors
 from .speed import FeatureStore
 
@@ -27,9 +25,8 @@ def name_of(
     key: Any,  # All that the tensors depend on; as the store in memory has it
     share: tuple[int, int] = (0, 1),  # Which part of the images this process has, of how many
 ) -> str:  # A file's name
-    "A hash of the key, of this machine's arithmetic and of the share."
-    arithmetic = (torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability())
-    told = repr((key, share, arithmetic))
+    "A hash of the key, of the share, and of what decodes and computes here."
+    told = repr((key, share, decoders()))
     return f"{hashlib.blake2b(told.encode(), digest_size=16).hexdigest()}.safetensors"
 
 # %% ../nbs/02g_kept_features.ipynb #a5c093c2

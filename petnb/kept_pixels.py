@@ -17,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import simplejpeg
 import torch
 import torchvision
 from PIL import ImageFile, features
@@ -37,7 +38,7 @@ def decoders() -> str:
     "All that turns files into pixels here, with versions; the same until the program ends."
     versions = {name: features.version(name) for name in DECODERS}
     versions |= {"petnb": __version__, "torch": torch.__version__}
-    versions |= {"torchvision": torchvision.__version__}
+    versions |= {"torchvision": torchvision.__version__, "simplejpeg": simplejpeg.__version__}
     return f"{versions}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 # %% ../nbs/01b_kept_pixels.ipynb #913d800d

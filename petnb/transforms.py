@@ -138,7 +138,7 @@ def relight(
     for first in range(0, len(images), PIECE):
         some = slice(first, first + PIECE)
         pixels = images[some].float()
-        added = share[some] * mean_grey(pixels) + 0.5
+        added = share[some] * mean_grey(pixels) + 0.5  # So that cutting off decimals rounds
         lit = torch.baddbmm(added, matrix[some], pixels.flatten(2))
         whole = lit.to(torch.int16).clamp_(0, 255)  # Quicker than from floats to bytes
         found[some] = whole.view_as(pixels)
@@ -478,9 +478,9 @@ class EpochBatches(Places, Sampler[list[tuple[int, int]]]):
         self,
         epoch: int,  # Whose order
         view: int | None = None,  # Whose views; None: the same epoch's
-        skip: int = 0,  # Batches to leave out at the beginning of the next walk
+        skip: int = 0,  # Batches to leave out the next time that this is iterated over
     ) -> None:
-        "Choose the order of the next walk, its views and where it begins."
+        "Choose the order of the next iteration, its views and where it begins."
         self.epoch, self.view, self.skip = epoch, epoch if view is None else view, skip
 
     def keys(self, view: int) -> list[tuple[int, int]]:
@@ -493,7 +493,7 @@ class EpochBatches(Places, Sampler[list[tuple[int, int]]]):
         return [keys[place] for place in self.order(self.epoch)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        skip, self.skip = self.skip, 0  # For one walk only
+        skip, self.skip = self.skip, 0  # For one iteration only
         keys = self.keys(self.view)
         for batch in self.parts(self.epoch)[skip:]:
             if len(batch):
@@ -578,7 +578,7 @@ def explain_signals() -> None:
     "Explain also what PyTorch says when the system signals the end of one of its processes."
     number = getattr(signal, "SIGCHLD", None)
     handler: Any = signal.getsignal(number) if number else None
-    ours = hasattr(handler, "__wrapped__") or not callable(handler)
+    ours = hasattr(handler, "__wrapped__") or not callable(handler)  # Wrapped already, or none
     if not ours and threading.current_thread() is threading.main_thread():
         signal.signal(number, explained()(handler))  # type: ignore[arg-type]
 
