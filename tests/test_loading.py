@@ -24,6 +24,7 @@ from petnb.transforms import (
     decoding_threads,
     epoch_batches,
     make_loader,
+    relight,
 )
 
 
@@ -54,6 +55,22 @@ def test_processes_do_not_matter(data: ImageData, workers: int, start: str) -> N
     assert len(alone) == len(together) == 2 * 2 * 4
     assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
     assert not torch.equal(alone[0], alone[8])  # The epochs do differ
+
+
+def test_threads_do_not_matter() -> None:
+    """The light of a batch, to the bit: among several cores sums come in another order."""
+    dice = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (9, 3, 300, 300), dtype=torch.uint8, generator=dice)
+    factors = 0.8 + 0.4 * torch.rand(9, 3, generator=dice)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(relight(images, factors))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert not torch.equal(found[0], images)
 
 
 def test_a_batch_is_its_images(data: ImageData) -> None:
