@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from simplejpeg import decode_jpeg
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
@@ -33,19 +33,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from .data import ImageData, available_cores, open_image, show_images
+from .data import ImageData, available_cores, check_pixels, open_image, show_images
 
 if TYPE_CHECKING:
     from petnb.kept_pixels import PixelFolder
 
 # %% auto #0
-__all__ = ['CROP_PCT', 'GREY', 'PIECE', 'T', 'AT_ONCE', 'ORIENTATION', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView',
-           'valid_transform', 'mean_grey', 'relight', 'RandomLight', 'RandomView', 'train_transform', 'view_seed',
-           'decoding_threads', 'kept_threads', 'on_all_cores', 'make_views', 'file_version', 'is_ordinary',
-           'decode_pixels', 'DecodedImages', 'Pairs', 'as_batch', 'ImageDataset', 'Places', 'EpochBatches', 'turns',
-           'BalancedBatches', 'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader', 'default_workers',
-           'ignore_ctrl_c', 'training_transform', 'choose_batches', 'pixel_folder', 'make_loader', 'epoch_batches',
-           'show_batch', 'Normalize', 'show_tensors']
+__all__ = ['CROP_PCT', 'GREY', 'PIECE', 'T', 'AT_ONCE', 'AGAIN', 'SUDDEN', 'HELP', 'View', 'MiddleView', 'valid_transform',
+           'mean_grey', 'relight', 'RandomLight', 'RandomView', 'train_transform', 'view_seed', 'decoding_threads',
+           'kept_threads', 'on_all_cores', 'make_views', 'file_version', 'is_ordinary', 'decode_pixels',
+           'DecodedImages', 'Pairs', 'as_batch', 'ImageDataset', 'Places', 'EpochBatches', 'turns', 'BalancedBatches',
+           'WorkerKilledError', 'explained', 'explain_signals', 'ImageLoader', 'default_workers', 'ignore_ctrl_c',
+           'training_transform', 'choose_batches', 'pixel_folder', 'make_loader', 'epoch_batches', 'show_batch',
+           'Normalize', 'show_tensors']
 
 # %% ../nbs/01_transforms.ipynb #2187e142
 class View(v2.Transform, ABC):  # type: ignore[misc]
@@ -284,21 +284,17 @@ def file_version(
     return status.st_size, status.st_mtime_ns
 
 # %% ../nbs/01_transforms.ipynb #a7431fb8
-ORIENTATION = 0x0112  # The EXIF tag that says which way is up; 1 is as it lies
-
-
 def is_ordinary(
     path: str,  # An image file
     at_least: int | None = None,  # As in `open_image`
 ) -> bool:
-    "Whether it is a JPEG in three colours that is neither turned, nor shrunk, nor too large."
+    "Whether it is a JPEG in three colours, neither turned nor shrunk. Raises as `Image.open` does."
     with Image.open(path) as image:
-        width, height = image.size
-        shrunk = at_least is not None and min(width, height) >= 2 * at_least
-        upright = image.getexif().get(ORIENTATION, 1) == 1
-        allowed = width * height <= (Image.MAX_IMAGE_PIXELS or math.inf)
+        check_pixels(image)
+        shrunk = at_least is not None and min(image.size) >= 2 * at_least
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         colours = image.format == "JPEG" and image.mode == "RGB"
-    return colours and upright and allowed and not shrunk
+    return colours and upright and not shrunk
 
 
 def decode_pixels(

@@ -85,14 +85,13 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def encoded(kind: str, **options: Any) -> bytes:
-    """A small picture, with an orientation where the format keeps one."""
+    """A small picture, with an orientation where the format keeps one, if not told otherwise."""
     picture = Image.radial_gradient("L").resize((24, 20)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
-    picture.save(
-        buffer, kind, **{"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}, **options
-    )
+    turned = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}
+    picture.save(buffer, kind, **turned | options)
     return buffer.getvalue()
 
 
@@ -142,14 +141,6 @@ def test_bytes_of_an_image(kind: str, tmp_path: Path) -> None:
     run()
 
 
-def upright(**options: Any) -> bytes:
-    """A JPEG that the quicker decoder takes."""
-    buffer = io.BytesIO()
-    picture = Image.radial_gradient("L").resize((24, 20)).convert("RGB")
-    picture.save(buffer, "JPEG", **options)
-    return buffer.getvalue()
-
-
 @pytest.mark.usefixtures("small_cap")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
@@ -157,7 +148,7 @@ def upright(**options: Any) -> bytes:
 )
 def test_two_decoders_agree(options: dict[str, Any], tmp_path: Path) -> None:
     """Of a damaged JPEG, too: Pillow's pixels, or Pillow's error."""
-    path, whole = tmp_path / "1.jpg", upright(**options)
+    path, whole = tmp_path / "1.jpg", encoded("JPEG", exif=Image.Exif(), **options)
     path.write_bytes(whole)
     assert is_ordinary(str(path))
 
